@@ -1,0 +1,50 @@
+// The kernels that are compiled once per instruction set, as one table of function pointers per set.
+//
+// Rules for the files in this folder: everything lives in namespace tk::TK_ISA or an anonymous namespace, and
+// no standard-library template is instantiated here. A weak symbol compiled with AVX-512 could otherwise be
+// the copy the linker keeps, and crash a machine without it.
+#pragma once
+
+#include <cstdint>
+
+namespace tk {
+
+// C (m×n) = alpha A B + beta C. A is m×k with element strides (a_row, a_col), B is k×n with (b_row, b_col), C
+// has row stride c_row and unit column stride. beta = 0 means C is not read. One thread; scratch must hold
+// gemm_scratch elements and be 64-byte aligned.
+template <class T>
+struct GemmArgs {
+  int64_t m, n, k;
+  T alpha;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row, b_col;
+  T beta;
+  T* c;
+  int64_t c_row;
+};
+
+template <class T>
+struct SimdTable {
+  const char* isa;
+  void (*gemm)(const GemmArgs<T>& args, T* scratch);
+};
+
+// Elements of scratch one thread needs for any gemm call.
+constexpr int64_t gemm_scratch = 256 * 1024;
+
+namespace baseline {
+extern const SimdTable<float> table_f32;
+extern const SimdTable<double> table_f64;
+}  // namespace baseline
+namespace avx2 {
+extern const SimdTable<float> table_f32;
+extern const SimdTable<double> table_f64;
+}  // namespace avx2
+namespace avx512 {
+extern const SimdTable<float> table_f32;
+extern const SimdTable<double> table_f64;
+}  // namespace avx512
+
+}  // namespace tk

@@ -1,0 +1,49 @@
+/* The C interface of tucker-kernels: plain pointers and sizes, no torch and no Python.
+ *
+ * Every function returns a tk_status and writes only to the outputs it names. Matrices are row-major and
+ * tensors are contiguous in C order unless a stride is given. `threads` is the number of OpenMP threads to
+ * use (at least 1). Functions whose name ends in _cpu take host pointers.
+ */
+#ifndef TUCKER_KERNELS_H
+#define TUCKER_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define TK_API
+#else
+#define TK_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { TK_MAX_MODES = 8 };
+
+typedef enum {
+  TK_OK = 0,
+  TK_INVALID_ARGUMENT = 1,
+  TK_UNSUPPORTED = 2,
+  TK_OUT_OF_MEMORY = 3,
+  TK_CUDA_ERROR = 4
+} tk_status;
+
+typedef enum { TK_FLOAT32 = 0, TK_FLOAT64 = 1 } tk_dtype;
+
+/* A sentence for a status, never NULL. */
+TK_API const char* tk_status_string(tk_status status);
+
+/* The instruction set the CPU kernels run with here: "avx512", "avx2" or "baseline". The environment variable
+ * TK_ISA lowers it (for tests); asking for one the machine lacks is ignored. */
+TK_API const char* tk_cpu_isa(void);
+
+/* n-mode product. x is (outer, n, inner), matrix is (rows, n), or (n, rows) when transpose is non-zero;
+ * y is (outer, rows, inner):  y[o,r,i] = sum_k matrix[r,k] x[o,k,i]. */
+TK_API tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t n, int64_t inner,
+                                 const void* matrix, int64_t rows, int transpose, void* y, int threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* TUCKER_KERNELS_H */

@@ -1,0 +1,41 @@
+"""Kernels for Tucker-factorized layers: plain tensors in, plain tensors out. See `help(tucker_kernels.functional)`."""
+
+from tucker_kernels import cpu as _cpu  # noqa: F401 - registers the compiled back end
+from tucker_kernels import functions
+from tucker_kernels.backends import backends, use_backend
+from tucker_kernels.functional import (
+    batched_qr,
+    batched_svd,
+    fold,
+    hosvd_truncate,
+    mode_dot,
+    multi_mode_dot,
+    tangent_basis,
+    tucker_conv,
+    tucker_conv_core_grad,
+    tucker_linear,
+    tucker_linear_core_grad,
+    tucker_to_tensor,
+    unfold,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "backends",
+    "batched_qr",
+    "batched_svd",
+    "fold",
+    "functions",
+    "hosvd_truncate",
+    "mode_dot",
+    "multi_mode_dot",
+    "tangent_basis",
+    "tucker_conv",
+    "tucker_conv_core_grad",
+    "tucker_linear",
+    "tucker_linear_core_grad",
+    "tucker_to_tensor",
+    "unfold",
+    "use_backend",
+]

@@ -1,0 +1,148 @@
+"""The back ends: which there are, which can run here and why not, and which one an operator call goes to.
+
+An operator's schema (`library.py`) is one; its implementations are several, kept in one table here. A call goes to
+the first back end in the device's order that implements the operator. `use_backend` puts one in front.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+
+NAMES = ("reference", "cpu", "cuda", "triton")
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+DEVICES = {"reference": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
+
+log = logging.getLogger("tucker_kernels")
+
+_implementations: dict[str, dict[str, Callable]] = {name: {} for name in NAMES}
+_preferred: str | None = None
+
+
+def implements(backend: str, operator: str | None = None):
+    """Decorator: this function is `backend`'s implementation of the operator of the same name."""
+
+    def register(function):
+        _implementations[backend][operator or function.__name__] = function
+        return function
+
+    return register
+
+
+@functools.cache
+def native_module():
+    """The compiled module, or (None, why it is missing)."""
+    try:
+        from tucker_kernels import _C
+
+        return _C, ""
+    except ImportError as error:
+        return None, (
+            f"the compiled module did not load ({error}); reinstall with `pip install -e .` "
+            "in the source tree"
+        )
+
+
+def backends() -> dict[str, tuple[bool, str]]:
+    """Every back end by name: whether it can run here, and why (or why not).
+
+    >>> backends()["reference"]
+    (True, 'plain torch operations, on any device')
+    """
+    return {
+        "reference": (True, "plain torch operations, on any device"),
+        "cpu": _cpu_status(),
+        "cuda": _cuda_status(),
+        "triton": _triton_status(),
+    }
+
+
+def _cpu_status():
+    module, reason = native_module()
+    if module is None:
+        return False, reason
+    return True, f"compiled kernels for {module.cpu_isa()}"
+
+
+def _cuda_status():
+    module, reason = native_module()
+    if module is None:
+        return False, reason
+    if not hasattr(module, "cuda_architectures"):
+        return False, (
+            "this build has no CUDA kernels (no nvcc was found when it was built, or TK_CUDA=OFF)"
+        )
+    return _torch_cuda_status(f"compiled kernels for {module.cuda_architectures()}")
+
+
+def _triton_status():
+    try:
+        import triton
+    except ImportError:
+        return False, "triton is not installed; `pip install tucker-kernels[triton]`"
+    return _torch_cuda_status(f"triton {triton.__version__}")
+
+
+def _torch_cuda_status(found: str):
+    if torch.version.cuda is None:
+        return False, f"{found}, but torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return False, f"{found}, but torch sees no CUDA device"
+    return True, f"{found} on {torch.cuda.get_device_name()}"
+
+
+class use_backend:  # noqa: N801 - reads as a function, and is one
+    """Prefers one back end, from the call on or inside a `with` block.
+
+    Operators that the back end does not implement go on by the device's own order (Triton implements only the
+    large, data-sized ones). The preference is one per process, so backward passes run on other threads see it too.
+    `None` takes the preference back.
+
+    Raises:
+        ValueError: `name` is not a back end, or that back end cannot run here; the message says why.
+    """
+
+    def __init__(self, name: str | None):
+        global _preferred
+        if name is not None:
+            if name not in NAMES:
+                raise ValueError(f"name must be one of {', '.join(NAMES)} or None, got {name!r}")
+            available, reason = backends()[name]
+            if not available:
+                raise ValueError(f"name: back end {name!r} cannot run here: {reason}")
+        self._previous, _preferred = _preferred, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        global _preferred
+        _preferred = self._previous
+
+
+def chosen(operator: str, device: str) -> str:
+    """The back end a call of `operator` on tensors of this device type goes to."""
+    if device not in ORDER:
+        raise ValueError(
+            f"device: tensors on {device!r} are not supported; allowed are cpu and cuda"
+        )
+    order = ORDER[device]
+    if _preferred is not None and device in DEVICES[_preferred]:
+        order = (_preferred, *order)
+    for name in order:
+        if operator in _implementations[name] and _usable(name):
+            return name
+    raise RuntimeError(f"no back end implements {operator} on {device}")
+
+
+@functools.cache
+def _usable(name: str) -> bool:
+    available, reason = backends()[name]
+    if not available:
+        log.info("back end %s is not used: %s", name, reason)
+    return available
+
+
+def implementation(operator: str, device: str) -> Callable:
+    return _implementations[chosen(operator, device)][operator]

@@ -1,0 +1,346 @@
+"""The specification: every operator in plain torch, written to be read.
+
+All other back ends are tested against this one in float64. Nothing here is tuned, and nothing here calls a
+compiled kernel. Where an operator works in rank space (`tangent_basis`, `hosvd_truncate`, `batched_qr`,
+`batched_svd`) it computes in float64 and rounds the results to the input's dtype.
+"""
+
+import math
+
+import torch
+
+from tucker_kernels.backends import implements
+
+# ---- multilinear algebra (Kolda & Bader, "Tensor decompositions and applications", 2009) ------------------
+
+
+def unfold(tensor, mode):
+    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+
+
+def fold(matrix, mode, shape):
+    rest = [s for i, s in enumerate(shape) if i != mode]
+    return matrix.reshape(shape[mode], *rest).movedim(0, mode)
+
+
+def _accumulate(tensor):
+    """Half precisions are multiplied and summed in float32, as every back end does."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+@implements("reference")
+def mode_dot(tensor, matrix, mode, transpose):
+    """Y_(mode) = M X_(mode), or Mᵀ X_(mode)."""
+    m = _accumulate(matrix.T if transpose else matrix)
+    product = torch.tensordot(m, _accumulate(tensor), dims=([1], [mode])).movedim(0, mode)
+    return _like(product.to(tensor.dtype), tensor)
+
+
+@implements("reference")
+def multi_mode_dot(tensor, matrices, modes, transpose):
+    """X ×_{modes[0]} M_0 ×_{modes[1]} M_1 …, cheapest product first, rounded once at the end."""
+    result = _accumulate(tensor)
+    for k in mode_order(
+        tensor.shape, [(m.shape[0], m.shape[1]) for m in matrices], modes, transpose
+    ):
+        result = mode_dot(result, _accumulate(matrices[k]), modes[k], transpose)
+    return _like(result.to(tensor.dtype), tensor)
+
+
+def mode_order(shape, matrix_shapes, modes, transpose):
+    """Order in which a chain of mode products is cheapest: by shrinkage first (greedy, exact for two)."""
+    sizes = [(r, c) if not transpose else (c, r) for r, c in matrix_shapes]
+    # Product i before j costs less when 1/rows_i - 1/cols_i is larger: compare r_i n_j (n_i + r_j) both ways.
+    return sorted(
+        range(len(modes)), key=lambda k: 1 / max(sizes[k][1], 1) - 1 / max(sizes[k][0], 1)
+    )
+
+
+@implements("reference")
+def cross_gram(a, b, mode):
+    """A_(mode) B_(mode)ᵀ: contraction over every index but one; the gradient of a mode product."""
+    rest = [i for i in range(a.ndim) if i != mode % a.ndim]
+    return torch.tensordot(_accumulate(a), _accumulate(b), dims=(rest, rest)).to(a.dtype)
+
+
+def dimension_order(tensor):
+    """Dimensions from slowest to fastest in memory; size-one dimensions stay where they are."""
+    order = sorted(range(tensor.ndim), key=lambda i: (-tensor.stride(i), i))
+    return order if _dense(tensor, order) else list(range(tensor.ndim))
+
+
+def _dense(tensor, order):
+    expected = 1
+    for i in reversed(order):
+        if tensor.shape[i] != 1:
+            if tensor.stride(i) != expected:
+                return False
+            expected *= tensor.shape[i]
+    return True
+
+
+def _like(result, tensor):
+    """The result in the memory format of the operand (contiguous, channels-last or any other permutation)."""
+    order = dimension_order(tensor)
+    inverse = [order.index(i) for i in range(len(order))]
+    return result.permute(order).contiguous().permute(inverse)
+
+
+# ---- Tucker convolution, the chain: 1×1 → core window → 1×1 ----------------------------------------------
+
+
+def _convolve(x, weight, bias=None, stride=1, padding=0, dilation=1):
+    function = (torch.conv1d, torch.conv2d, torch.conv3d)[x.ndim - 3]
+    return function(x, weight, bias, stride, padding, dilation)
+
+
+def channels_last(tensor):
+    """Channels-last where torch has it (2-d and 3-d images); contiguous for sequences."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=formats.get(tensor.ndim, torch.contiguous_format))
+
+
+def format_of(tensor):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.ndim)
+    # A contiguous tensor may also look channels-last (one channel or one pixel); it keeps the plain format.
+    if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+        return last
+    return torch.contiguous_format
+
+
+def _pointwise(matrix, ndim):
+    return matrix.reshape(*matrix.shape, *([1] * (ndim - 2)))
+
+
+@implements("reference")
+def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation):
+    """z = U_inᵀ x, t = core ∗ z, y = U_out t + bias; returns (y, z, t).
+
+    z and t are saved for the backward pass, channels-last; they are empty where a factor is absent, because they
+    would be the input or the output again.
+    """
+    x = channels_last(input)
+    z = x if in_factor is None else channels_last(_convolve(x, _pointwise(in_factor.T, x.ndim)))
+    last = out_factor is None
+    t = _convolve(z, core, bias if last else None, stride, padding, dilation)
+    y = t if last else _convolve(channels_last(t), _pointwise(out_factor, x.ndim), bias)
+    y = y.contiguous(memory_format=format_of(input))
+    empty = input.new_empty(0)
+    return (
+        y,
+        empty if in_factor is None else z,
+        input.new_empty(0) if last else channels_last(t),
+    )
+
+
+def _convolution_backward(grad, input, weight, stride, padding, dilation, mask):
+    zeros = [0] * (input.ndim - 2)
+    grads = torch.ops.aten.convolution_backward(
+        *(grad, input, weight, None, stride, padding, dilation), False, zeros, 1, [*mask, False]
+    )
+    return grads[0], grads[1]
+
+
+@implements("reference")
+def tucker_conv_backward(
+    grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need
+):
+    """Gradients of input, core, U_out, U_in and bias; `need` says which, the others come back empty.
+
+    dt = U_outᵀ dy, dz = coreᵀ ∗ dt, dx = U_in dz, dU_out = Σ dy tᵀ, dU_in = Σ x dzᵀ, dcore = wgrad(z, dt).
+    """
+    need_x, need_core, need_out, need_in, need_bias = need
+    n = input.ndim
+    ones, zeros = [1] * (n - 2), [0] * (n - 2)
+    empty = [input.new_empty(0) for _ in range(5)]
+    x, dy = channels_last(input), channels_last(grad)
+    z = x if in_factor is None else z
+    d_out = d_in = dx = d_core = None
+    if out_factor is None:
+        dt = dy
+    else:
+        dt, d_out = _convolution_backward(
+            dy, t, _pointwise(out_factor, n), ones, zeros, ones, (True, need_out)
+        )
+    need_z = need_in or need_x
+    dz, d_core = _convolution_backward(dt, z, core, stride, padding, dilation, (need_z, need_core))
+    if in_factor is None:
+        dx = dz
+    elif need_z:
+        dx, d_in = _convolution_backward(
+            dz, x, _pointwise(in_factor.T, n), ones, zeros, ones, (need_x, need_in)
+        )
+    return (
+        dx.contiguous(memory_format=format_of(input)) if need_x else empty[0],
+        d_core.contiguous() if need_core else empty[1],
+        d_out.reshape(out_factor.shape).contiguous() if need_out else empty[2],
+        d_in.reshape(in_factor.shape[::-1]).T.contiguous() if need_in else empty[3],
+        dy.sum([i for i in range(n) if i != 1]) if need_bias else empty[4],
+    )
+
+
+@implements("reference")
+def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+    """wgrad(U_inᵀ x, U_outᵀ dy): the weight gradient of a convolution seen in two channel bases, (r_out, r_in, *window).
+
+    With the augmented bases [U|V] it is the augmented core gradient of the one-pass step.
+    """
+    x, dy = channels_last(input), channels_last(grad)
+    if in_basis is not None:
+        x = channels_last(_convolve(x, _pointwise(in_basis.T, x.ndim)))
+    if out_basis is not None:
+        dy = channels_last(_convolve(dy, _pointwise(out_basis.T, dy.ndim)))
+    weight = x.new_empty(dy.shape[1], x.shape[1], *window)
+    return _convolution_backward(dy, x, weight, stride, padding, dilation, (False, True))[
+        1
+    ].contiguous()
+
+
+# ---- orthonormalisation and truncation --------------------------------------------------------------------
+
+
+def dependence_tolerance(n, dtype):
+    """Relative size below which a projected column is rounding noise: 8 √n · 2u, u the unit roundoff."""
+    return 8 * math.sqrt(n) * torch.finfo(dtype).eps
+
+
+@implements("reference")
+def tangent_basis(bases, directions):
+    """Gram–Schmidt of each D against U and itself, twice, column by column; dependent columns are dropped.
+
+    Returns the list of V, kept columns first and then exact zeros, and how many were kept (−1 where D or U is not
+    finite; that V is zero).
+    """
+    found, counts = [], []
+    for U, D in zip(bases, directions):
+        if not (torch.isfinite(U).all() and torch.isfinite(D).all()):
+            found.append(torch.zeros_like(D))
+            counts.append(-1)
+            continue
+        basis, kept = U.double(), []
+        for d in D.double().unbind(1):
+            norm = d.norm()
+            if norm < 1e-30:
+                continue
+            v = d / norm
+            for _ in range(2):
+                v = v - basis @ (basis.T @ v)
+            if v.norm() <= dependence_tolerance(U.shape[0], U.dtype):
+                continue
+            v = v / v.norm()
+            v = v - basis @ (basis.T @ v)
+            kept.append(v / v.norm())
+            basis = torch.cat([basis, kept[-1][:, None]], 1)
+        V = torch.zeros_like(D, memory_format=torch.contiguous_format)
+        if kept:
+            V[:, : len(kept)] = torch.stack(kept, 1).to(D.dtype)
+        found.append(V)
+        counts.append(len(kept))
+    return found, torch.tensor(counts, dtype=torch.int64, device=bases[0].device)
+
+
+@implements("reference")
+def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
+    """Higher-order SVD of each core, cut to the smallest ranks that keep the error within the tolerance.
+
+    The lists are flat: `modes`, `min_ranks` and `max_ranks` hold, core after core, one entry per dimension of the
+    core; `modes` is 1 where a mode is truncated. tol[l] < 0 means: take max_ranks exactly.
+    A mode's rank is the smallest k with Σ_{j>k} σ_j² ≤ τ²‖C‖²/d ("global", d truncated modes) or ≤ τ²‖C‖²
+    ("per_mode"), clamped to [min_rank, max_rank]. Then, while some rank exceeds the product of the others, that
+    mode is cut to the product; nothing is lost by it.
+
+    Returns new cores and projections (both the size of their input, zero beyond the rank; the projection of a mode
+    that is not truncated is empty), ranks (cores × most modes), and the relative errors ‖C − C'×P‖/‖C‖. A core that
+    is not finite comes back as it is with identity projections and error NaN.
+    """
+    new_cores, projections, ranks, errors = [], [], [], []
+    width = max(c.ndim for c in cores)
+    start = 0
+    for core, tau in zip(cores, tol):
+        here = slice(start, start + core.ndim)
+        start += core.ndim
+        one = _truncate_one(core, modes[here], tau, min_ranks[here], max_ranks[here], per_mode)
+        new_cores.append(one[0])
+        projections += one[1]
+        ranks.append(one[2] + [0] * (width - core.ndim))
+        errors.append(one[3])
+    device = cores[0].device
+    return (
+        new_cores,
+        projections,
+        torch.tensor(ranks, dtype=torch.int64, device=device),
+        torch.tensor(errors, dtype=torch.float64, device=device),
+    )
+
+
+def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
+    C, shape = core.double(), core.shape
+    truncated = [i for i, flag in enumerate(modes) if flag]
+    if not torch.isfinite(C).all():
+        eyes = [
+            _eye(n, n, core) if i in truncated else core.new_empty(0) for i, n in enumerate(shape)
+        ]
+        return core.clone(memory_format=torch.contiguous_format), eyes, list(shape), float("nan")
+    bound = tau**2 * C.norm() ** 2 / (1 if per_mode else max(len(truncated), 1))
+    P, rank = {}, list(shape)
+    for i in truncated:
+        left, sigma, _ = torch.linalg.svd(unfold(C, i), full_matrices=True)
+        energy = torch.zeros(shape[i], dtype=C.dtype, device=C.device)
+        energy[: len(sigma)] = sigma**2
+        tail = energy.flip(0).cumsum(0).flip(0)  # tail[k] = Σ_{j≥k} σ_j²
+        wanted = int((tail > bound).sum()) if tau >= 0 else shape[i]
+        rank[i] = max(min(wanted, max_ranks[i], shape[i]), min(min_ranks[i], shape[i]))
+        if not C.any():
+            left = torch.eye(shape[i], dtype=C.dtype, device=C.device)
+        P[i] = left[:, : rank[i]]
+    small = C
+    for i in truncated:
+        small = mode_dot(small, P[i], i, True)
+    while infeasible := [i for i in truncated if rank[i] > math.prod(rank) // max(rank[i], 1)]:
+        i = infeasible[0]
+        rank[i] = math.prod(rank) // rank[i]
+        rotation = torch.linalg.svd(unfold(small, i), full_matrices=False)[0][:, : rank[i]]
+        P[i] = P[i] @ rotation
+        small = mode_dot(small, rotation, i, True)
+    back = small
+    for i in truncated:
+        back = mode_dot(back, P[i], i, False)
+    error = float((C - back).norm() / C.norm()) if C.any() else 0.0
+    new = torch.zeros(shape, dtype=core.dtype, device=core.device)
+    new[tuple(slice(0, r) for r in rank)] = small.to(core.dtype)
+    padded = []
+    for i, n in enumerate(shape):
+        square = core.new_zeros(n, n) if i in truncated else core.new_empty(0)
+        if i in truncated:
+            square[:, : rank[i]] = P[i].to(core.dtype)
+        padded.append(square)
+    return new, padded, rank, error
+
+
+def _eye(n, m, like):
+    return torch.eye(n, m, dtype=like.dtype, device=like.device)
+
+
+@implements("reference")
+def batched_qr(matrices):
+    """Reduced QR of each matrix with a non-negative diagonal of R."""
+    qs, rs = [], []
+    for A in matrices:
+        Q, R = torch.linalg.qr(A.double())
+        sign = torch.where(torch.diagonal(R) < 0, -1.0, 1.0).to(R.dtype)
+        qs.append((Q * sign).to(A.dtype).contiguous())
+        rs.append((R * sign[:, None]).to(A.dtype).contiguous())
+    return qs, rs
+
+
+@implements("reference")
+def batched_svd(matrices):
+    """Thin SVD A = U diag(s) Vh of each matrix, s descending."""
+    us, ss, vs = [], [], []
+    for A in matrices:
+        U, s, Vh = torch.linalg.svd(A.double(), full_matrices=False)
+        us.append(U.to(A.dtype).contiguous())
+        ss.append(s.to(A.dtype).contiguous())
+        vs.append(Vh.to(A.dtype).contiguous())
+    return us, ss, vs
