@@ -47,9 +47,7 @@ class CMakeBuild(build_ext):
 def _tool(name):
     path = shutil.which(name)
     if path is None:
-        raise SystemExit(
-            f"tucker-kernels: {name} was not found; `pip install {name}` or put it on PATH"
-        )
+        raise SystemExit(f"tucker-kernels: {name} was not found; `pip install {name}` or put it on PATH")
     return path
 
 

@@ -39,8 +39,7 @@ def native_module():
         return _C, ""
     except ImportError as error:
         return None, (
-            f"the compiled module did not load ({error}); reinstall with `pip install -e .` "
-            "in the source tree"
+            f"the compiled module did not load ({error}); reinstall with `pip install -e .` in the source tree"
         )
 
 
@@ -70,9 +69,7 @@ def _cuda_status():
     if module is None:
         return False, reason
     if not hasattr(module, "cuda_architectures"):
-        return False, (
-            "this build has no CUDA kernels (no nvcc was found when it was built, or TK_CUDA=OFF)"
-        )
+        return False, ("this build has no CUDA kernels (no nvcc was found when it was built, or TK_CUDA=OFF)")
     return _torch_cuda_status(f"compiled kernels for {module.cuda_architectures()}")
 
 
@@ -124,9 +121,7 @@ class use_backend:  # noqa: N801 - reads as a function, and is one
 def chosen(operator: str, device: str) -> str:
     """The back end a call of `operator` on tensors of this device type goes to."""
     if device not in ORDER:
-        raise ValueError(
-            f"device: tensors on {device!r} are not supported; allowed are cpu and cuda"
-        )
+        raise ValueError(f"device: tensors on {device!r} are not supported; allowed are cpu and cuda")
     order = ORDER[device]
     if _preferred is not None and device in DEVICES[_preferred]:
         order = (_preferred, *order)

@@ -86,9 +86,7 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
         matrices[validation.mode("skip", skip, len(matrices))] = None
     kept = [(i, m) for i, m in enumerate(matrices) if m is not None]
     for i, m in kept:
-        validation.matrix_for_mode(
-            f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor)
-        )
+        validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
     if not kept:
         return tensor
     return MultiModeDot.apply(tensor, [modes[i] for i, _ in kept], transpose, *(m for _, m in kept))
@@ -118,9 +116,7 @@ def _check_factors(name, core, factors):
 def _conv_geometry(input, core, stride, padding, dilation):
     window = core.ndim - 2
     if not 1 <= window <= 3:
-        raise ValueError(
-            f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5"
-        )
+        raise ValueError(f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
     validation.tensor("input", input, ndim=core.ndim, like=("core", core))
     stride = validation.per_dimension("stride", stride, window, 1)
     padding = validation.per_dimension("padding", padding, window, 0)
@@ -155,9 +151,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     if bias is not None:
         validation.tensor("bias", bias, ndim=1, like=("core", core))
         if bias.shape[0] != n_out:
-            raise ValueError(
-                f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs"
-            )
+            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
     core = multi_mode_dot(core, [None, None, *window_factors])
     window = core.shape[2:]
     sizes = [
@@ -173,13 +167,9 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         pixels_in = input.shape[0] * math.prod(input.shape[2:])
         pixels_out = input.shape[0] * math.prod(sizes)
         ranks = (core.shape[0], core.shape[1])
-        path = cost_model.choose_tucker_conv_path(
-            pixels_in, pixels_out, n_out, n_in, *ranks, window
-        )
+        path = cost_model.choose_tucker_conv_path(pixels_in, pixels_out, n_out, n_in, *ranks, window)
     if path == "fused":
-        raise ValueError(
-            "path is 'fused', but no back end has a fused convolution here; use 'chain'"
-        )
+        raise ValueError("path is 'fused', but no back end has a fused convolution here; use 'chain'")
     if path == "reconstruct":
         weight = multi_mode_dot(core, [out_factor, in_factor], modes=[0, 1])
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
@@ -187,9 +177,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     return TuckerConv.apply(input, core, out_factor, in_factor, bias, stride, padding, dilation)
 
 
-def tucker_conv_core_grad(
-    input, grad_output, factors, window=None, stride=1, padding=0, dilation=1
-):
+def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1):
     """Gradient of a convolution's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
 
     One layer-local contraction of the layer's input and output gradient. With augmented bases [U|V] it is the augmented
@@ -214,9 +202,7 @@ def tucker_conv_core_grad(
     padding = validation.per_dimension("padding", padding, count, 0)
     dilation = validation.per_dimension("dilation", dilation, count, 1)
     with torch.no_grad():
-        gradient = ops.rank_space_wgrad(
-            input, grad_output, factors[0], factors[1], window, stride, padding, dilation
-        )
+        gradient = ops.rank_space_wgrad(input, grad_output, factors[0], factors[1], window, stride, padding, dilation)
         return multi_mode_dot(gradient, [None, None, *factors[2:]], transpose=True)
 
 
@@ -241,9 +227,7 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
     if isinstance(out_modes, bool) or not isinstance(out_modes, int):
         raise TypeError(f"out_modes must be an integer, got {type(out_modes).__name__}")
     if not 1 <= out_modes < core.ndim:
-        raise ValueError(
-            f"out_modes is {out_modes}; allowed are 1 to {core.ndim - 1} for this core"
-        )
+        raise ValueError(f"out_modes is {out_modes}; allowed are 1 to {core.ndim - 1} for this core")
     sizes = [c if f is None else f.shape[0] for c, f in zip(core.shape, factors)]
     n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
     if input.ndim < 1 or input.shape[-1] != n_in:
@@ -251,13 +235,9 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
     if bias is not None:
         validation.tensor("bias", bias, ndim=1, like=("core", core))
         if bias.shape[0] != n_out:
-            raise ValueError(
-                f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs"
-            )
+            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
     if path == "fused":
-        raise ValueError(
-            "path is 'fused', but no back end has a fused linear layer here; use 'chain'"
-        )
+        raise ValueError("path is 'fused', but no back end has a fused linear layer here; use 'chain'")
     rows = math.prod(input.shape[:-1])
     r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
     if path == "auto":
@@ -267,9 +247,7 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         weight = multi_mode_dot(core, factors).reshape(n_out, n_in)
         return torch.nn.functional.linear(input, weight, bias)
     x = input.reshape(rows, *sizes[out_modes:])
-    inner = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True).reshape(
-        rows, r_in
-    )
+    inner = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True).reshape(rows, r_in)
     outer = ModeDot.apply(inner, core.reshape(r_out, r_in), 1, False)
     outer = outer.reshape(rows, *core.shape[:out_modes])
     y = multi_mode_dot(outer, factors[:out_modes], modes=range(1, outer.ndim))
@@ -320,9 +298,7 @@ def tangent_basis(bases, directions):
     validation.tensor("directions[0]", directions[0], like=("bases[0]", bases[0]))
     for i, (U, D) in enumerate(zip(bases, directions)):
         if U.shape[0] != D.shape[0]:
-            raise ValueError(
-                f"directions[{i}] has {D.shape[0]} rows, but bases[{i}] has {U.shape[0]}"
-            )
+            raise ValueError(f"directions[{i}] has {D.shape[0]} rows, but bases[{i}] has {U.shape[0]}")
     with torch.no_grad():
         return ops.tangent_basis(list(bases), list(directions))
 
@@ -361,13 +337,9 @@ def hosvd_truncate(
     if not cores:
         raise ValueError("cores is empty; at least one core is needed")
     for i, core in enumerate(cores):
-        validation.tensor(
-            f"cores[{i}]", core, validation.FULL, like=("cores[0]", cores[0]) if i else None
-        )
+        validation.tensor(f"cores[{i}]", core, validation.FULL, like=("cores[0]", cores[0]) if i else None)
         if core.ndim < 1 or 0 in core.shape:
-            raise ValueError(
-                f"cores[{i}] has shape {tuple(core.shape)}; every mode needs a positive size"
-            )
+            raise ValueError(f"cores[{i}] has shape {tuple(core.shape)}; every mode needs a positive size")
     validation.choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
     if (tol is None) == (ranks is None):
         raise ValueError(f"give either tol or ranks: tol is {tol} and ranks is {ranks}")
@@ -377,14 +349,8 @@ def hosvd_truncate(
         tols = [-1.0] * len(cores)
     else:
         lower = _bounds("min_rank", min_rank, cores)
-        upper = (
-            [list(c.shape) for c in cores]
-            if max_rank is None
-            else _bounds("max_rank", max_rank, cores)
-        )
-        tols = (
-            [float(tol)] * len(cores) if isinstance(tol, (int, float)) else [float(t) for t in tol]
-        )
+        upper = [list(c.shape) for c in cores] if max_rank is None else _bounds("max_rank", max_rank, cores)
+        tols = [float(tol)] * len(cores) if isinstance(tol, (int, float)) else [float(t) for t in tol]
         if len(tols) != len(cores):
             raise ValueError(f"tol has {len(tols)} entries, but there are {len(cores)} cores")
         if not all(t >= 0 for t in tols):

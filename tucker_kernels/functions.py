@@ -84,9 +84,7 @@ class TuckerConv(Function):
 
     @staticmethod
     def forward(ctx, input, core, out_factor, in_factor, bias, stride, padding, dilation):
-        y, z, t = ops.tucker_conv_forward(
-            input, core, out_factor, in_factor, bias, stride, padding, dilation
-        )
+        y, z, t = ops.tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation)
         ctx.save_for_backward(input, core, out_factor, in_factor, bias, z, t)
         ctx.geometry = (stride, padding, dilation)
         return y
@@ -101,9 +99,7 @@ class TuckerConv(Function):
             wanted = [x for x, n in zip(operands, need) if n]
             grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return *(next(grads) if n else None for n in need), None, None, None
-        grads = ops.tucker_conv_backward(
-            grad, input, z, t, core, out_factor, in_factor, *ctx.geometry, need
-        )
+        grads = ops.tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, *ctx.geometry, need)
         return *(g if n else None for g, n in zip(grads, need)), None, None, None
 
 

@@ -84,9 +84,7 @@ _define(
 
 def _fake_hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
     flags = iter(modes)
-    projections = [
-        c.new_empty(n, n) if next(flags) else c.new_empty(0) for c in cores for n in c.shape
-    ]
+    projections = [c.new_empty(n, n) if next(flags) else c.new_empty(0) for c in cores for n in c.shape]
     ranks = cores[0].new_empty(len(cores), max(c.ndim for c in cores), dtype=torch.int64)
     error = cores[0].new_empty(len(cores), dtype=torch.float64)
     return [_contiguous_like(c) for c in cores], projections, ranks, error
@@ -116,8 +114,6 @@ def _fake_svd(matrices):
     return us, [u.new_empty(u.shape[1]) for u in us], vs
 
 
-_define(
-    "batched_svd(Tensor[] matrices) -> (Tensor[], Tensor[], Tensor[])", _fake_svd, _first_of_list
-)
+_define("batched_svd(Tensor[] matrices) -> (Tensor[], Tensor[], Tensor[])", _fake_svd, _first_of_list)
 
 ops = torch.ops.tucker_kernels

@@ -40,9 +40,7 @@ def mode_dot(tensor, matrix, mode, transpose):
 def multi_mode_dot(tensor, matrices, modes, transpose):
     """X ×_{modes[0]} M_0 ×_{modes[1]} M_1 …, cheapest product first, rounded once at the end."""
     result = _accumulate(tensor)
-    for k in mode_order(
-        tensor.shape, [(m.shape[0], m.shape[1]) for m in matrices], modes, transpose
-    ):
+    for k in mode_order(tensor.shape, [(m.shape[0], m.shape[1]) for m in matrices], modes, transpose):
         result = mode_dot(result, _accumulate(matrices[k]), modes[k], transpose)
     return _like(result.to(tensor.dtype), tensor)
 
@@ -51,9 +49,7 @@ def mode_order(shape, matrix_shapes, modes, transpose):
     """Order in which a chain of mode products is cheapest: by shrinkage first (greedy, exact for two)."""
     sizes = [(r, c) if not transpose else (c, r) for r, c in matrix_shapes]
     # Product i before j costs less when 1/rows_i - 1/cols_i is larger: compare r_i n_j (n_i + r_j) both ways.
-    return sorted(
-        range(len(modes)), key=lambda k: 1 / max(sizes[k][1], 1) - 1 / max(sizes[k][0], 1)
-    )
+    return sorted(range(len(modes)), key=lambda k: 1 / max(sizes[k][1], 1) - 1 / max(sizes[k][0], 1))
 
 
 @implements("reference")
@@ -143,9 +139,7 @@ def _convolution_backward(grad, input, weight, stride, padding, dilation, mask):
 
 
 @implements("reference")
-def tucker_conv_backward(
-    grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need
-):
+def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need):
     """Gradients of input, core, U_out, U_in and bias; `need` says which, the others come back empty.
 
     dt = U_outᵀ dy, dz = coreᵀ ∗ dt, dx = U_in dz, dU_out = Σ dy tᵀ, dU_in = Σ x dzᵀ, dcore = wgrad(z, dt).
@@ -160,17 +154,13 @@ def tucker_conv_backward(
     if out_factor is None:
         dt = dy
     else:
-        dt, d_out = _convolution_backward(
-            dy, t, _pointwise(out_factor, n), ones, zeros, ones, (True, need_out)
-        )
+        dt, d_out = _convolution_backward(dy, t, _pointwise(out_factor, n), ones, zeros, ones, (True, need_out))
     need_z = need_in or need_x
     dz, d_core = _convolution_backward(dt, z, core, stride, padding, dilation, (need_z, need_core))
     if in_factor is None:
         dx = dz
     elif need_z:
-        dx, d_in = _convolution_backward(
-            dz, x, _pointwise(in_factor.T, n), ones, zeros, ones, (need_x, need_in)
-        )
+        dx, d_in = _convolution_backward(dz, x, _pointwise(in_factor.T, n), ones, zeros, ones, (need_x, need_in))
     return (
         dx.contiguous(memory_format=format_of(input)) if need_x else empty[0],
         d_core.contiguous() if need_core else empty[1],
@@ -192,9 +182,7 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
     if out_basis is not None:
         dy = channels_last(_convolve(dy, _pointwise(out_basis.T, dy.ndim)))
     weight = x.new_empty(dy.shape[1], x.shape[1], *window)
-    return _convolution_backward(dy, x, weight, stride, padding, dilation, (False, True))[
-        1
-    ].contiguous()
+    return _convolution_backward(dy, x, weight, stride, padding, dilation, (False, True))[1].contiguous()
 
 
 # ---- orthonormalisation and truncation --------------------------------------------------------------------
@@ -278,9 +266,7 @@ def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
     C, shape = core.double(), core.shape
     truncated = [i for i, flag in enumerate(modes) if flag]
     if not torch.isfinite(C).all():
-        eyes = [
-            _eye(n, n, core) if i in truncated else core.new_empty(0) for i, n in enumerate(shape)
-        ]
+        eyes = [_eye(n, n, core) if i in truncated else core.new_empty(0) for i, n in enumerate(shape)]
         return core.clone(memory_format=torch.contiguous_format), eyes, list(shape), float("nan")
     bound = tau**2 * C.norm() ** 2 / (1 if per_mode else max(len(truncated), 1))
     P, rank = {}, list(shape)

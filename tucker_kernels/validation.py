@@ -17,9 +17,7 @@ def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_names(dtypes)}")
     if ndim is not None and value.ndim not in ((ndim,) if isinstance(ndim, int) else ndim):
-        raise ValueError(
-            f"{name} must have {_either(ndim)} dimensions, got shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must have {_either(ndim)} dimensions, got shape {tuple(value.shape)}")
     if like is not None:
         other_name, other = like
         if value.dtype != other.dtype:
@@ -38,9 +36,7 @@ def mode(name, value, ndim):
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not -ndim <= value < ndim:
-        raise ValueError(
-            f"{name} is {value}; allowed are {-ndim} to {ndim - 1} for {ndim} dimensions"
-        )
+        raise ValueError(f"{name} is {value}; allowed are {-ndim} to {ndim - 1} for {ndim} dimensions")
     return value % ndim
 
 
@@ -50,9 +46,7 @@ def matrix_for_mode(name, value, tensor_, mode_, transpose, like):
     size = value.shape[0] if transpose else value.shape[1]
     if size != tensor_.shape[mode_]:
         side = "rows" if transpose else "columns"
-        raise ValueError(
-            f"{name} has {size} {side}, but mode {mode_} of {like[0]} has size {tensor_.shape[mode_]}"
-        )
+        raise ValueError(f"{name} has {size} {side}, but mode {mode_} of {like[0]} has size {tensor_.shape[mode_]}")
 
 
 def matrices(name, values, dtypes=FULL):
