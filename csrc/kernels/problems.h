@@ -1,0 +1,127 @@
+// What each CUDA kernel is told about one problem: one plain struct per kernel, in tables that the launch
+// plans (csrc/cuda) fill on the host and the kernels read from device memory. Host and device see the same
+// bytes.
+//
+// Shared rules
+// - T is float or double, the type of the whole table; Gram matrices and Cholesky factors are always double.
+// - `flag` (may be null) points to a counter that is non-zero once a non-finite input was seen in the
+// problem. A
+//   kernel that finds it set leaves its outputs as `on_flag` says, or untouched.
+// - An index k that runs over two dimensions lies at (k / inner) * outer_stride + (k % inner) * stride; inner
+// = 0
+//   means one dimension, k * stride.
+// - `first_tile` is the number of tiles of all earlier problems of the table: tile t of a persistent grid
+// belongs
+//   to the last problem with first_tile <= t.
+#pragma once
+
+#include <cstdint>
+
+namespace tk {
+
+// What grouped_gemm writes where the flag is set.
+enum class OnFlag : int32_t { skip, zero, source, identity };
+
+// out[i,j] = alpha scale[j] Σ_k a[i,k] b[k,j] + beta scale[j] source[i,j],   i < m, j < n, k < depth.
+template <class T>
+struct GemmProblem {
+  const T* a;
+  const T* b;
+  const T* source;  // read where beta != 0 or on_flag = source; strides of out
+  const T* scale;   // null: ones
+  T* out;           // null: only the sum of squares is wanted
+  double* squares;  // null, or one sum of squares of out per tile
+  const int32_t* flag;
+  int64_t a_row, a_col, a_col_outer;
+  int64_t b_row, b_row_outer, b_col, b_col_outer;
+  int64_t out_row, out_col, out_col_outer;
+  int32_t m, n, depth;
+  int32_t depth_inner, n_inner;  // how k and j fall into two dimensions; 0: they do not
+  int32_t first_tile;
+  float alpha, beta;
+  OnFlag on_flag;
+  int32_t upper;  // non-zero: entries with i > j are written as zero
+};
+
+// norms of the columns of d (rows×cols, row-major, contiguous): scale[j] = 1/‖d_j‖, or 0 where ‖d_j‖ < 1e-30.
+// Sets the flag where d or the optional second matrix u (rows×u_cols) is not finite.
+template <class T>
+struct NormProblem {
+  const T* d;
+  const T* u;
+  T* scale;
+  int32_t* flag;
+  int32_t rows, cols, u_cols;
+  int32_t first_tile;  // tiles of 32 columns, those of d first
+};
+
+// gram[i,j] = Σ_k a[i,k] a[j,k], both triangles, row-major, leading dimension = size.
+template <class T>
+struct GramProblem {
+  const T* a;
+  double* gram;
+  double* partial;  // [splits][size][size] when splits > 1 (lower tiles only), summed in order by gram_reduce
+  const int32_t* flag;
+  int64_t row;                 // stride between rows i
+  int64_t col, col_outer;      // strides of k
+  int32_t size, depth, inner;  // inner: how k falls into two dimensions; 0: it does not
+  int32_t splits;              // parts of the depth; part p is [p, p + 1) * split_depth
+  int32_t split_depth;         // a multiple of 16
+  int32_t first_tile;          // tiles are (lower 64×64 tile, split), split fastest
+  int32_t first_reduce;        // the same prefix sum for gram_reduce, one per lower tile
+};
+
+// Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ; a pivot <= tolerance drops
+// its column: that column of L (and of the inverse) is exactly zero.
+template <class T>
+struct CholeskyProblem {
+  const double* gram;
+  double* work;      // size×size doubles for sizes beyond what one block's shared memory holds
+  T* inverse;        // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
+  T* factor;         // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
+  double* trace;     // null, or the trace of gram
+  int64_t* rank;     // null, or the number of kept columns (−1 where the flag is set)
+  int32_t* flag;     // set where the trace is not finite
+  double tolerance;  // absolute
+  double shift;      // relative to the trace; where the trace is 0, L = I
+  int32_t size;
+  int32_t sort;  // non-zero: pivots in the order of the descending diagonal of gram (stable)
+  int32_t pack;  // non-zero: kept columns of the inverse first, in order, zeros after
+};
+
+// One-sided Jacobi on the columns of `factor` (column-major, size×size): at most `sweeps` sweeps, ended early
+// by one without rotation. Then columns are sorted by descending norm (stable), the rank is chosen, and the
+// unit columns up to the rank are written to `basis`, zeros beyond.
+//   energy_j = max(‖column_j‖² − shift trace, 0);  rank = min k with Σ_{j≥k} energy_j <= bound trace,
+//   clamped.
+// Where the flag is set: rank = size, basis = identity, sigma = NaN.
+template <class T>
+struct JacobiProblem {
+  T* factor;  // destroyed
+  T* basis;   // row-major size×size
+  T* sigma;   // null, or sqrt(energy) descending
+  const double* trace;
+  int64_t* rank;  // null, or where the rank goes
+  const int32_t* flag;
+  double bound;  // negative: the rank is max_rank
+  double shift;
+  double tolerance;  // rotate where |x·y| > tolerance ‖x‖‖y‖
+  int32_t size, sweeps;
+  int32_t min_rank, max_rank;
+};
+
+// Where a truncated core's ranks and relative error go: error = sqrt(Σ squares / trace), 0 where the trace is
+// 0, NaN where the flag is set.
+struct ErrorProblem {
+  const double* squares;
+  const double* trace;
+  const int32_t* flag;
+  double* error;
+  int64_t* ranks;        // the row of the output
+  const int64_t* found;  // one rank per mode, −1 where the mode keeps `size`
+  int32_t tiles;
+  int32_t modes, width;  // width − modes trailing zeros
+  int32_t size[8];
+};
+
+}  // namespace tk
