@@ -21,17 +21,19 @@ def _wide(tensor):
 
 @implements("cpu")
 def mode_dot(tensor, matrix, mode, transpose):
-    mode = mode % tensor.ndim
     order = reference.dimension_order(tensor)
-    inverse = [order.index(i) for i in range(len(order))]
-    x = _wide(tensor).permute(order).contiguous()  # copies only what is not dense
+    plain = tensor.is_contiguous()
+    x = _wide(tensor if plain else tensor.permute(order).contiguous())  # copies only what is not dense
     m = _wide(matrix).contiguous()
-    place = inverse[mode]
-    rows = m.shape[1] if transpose else m.shape[0]
-    y = x.new_empty(*x.shape[:place], rows, *x.shape[place + 1 :])
-    outer, inner = math.prod(x.shape[:place]), math.prod(x.shape[place + 1 :])
+    place = order.index(mode % tensor.ndim)
+    shape = list(x.shape)
+    outer, n, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
+    rows = shape[place] = m.shape[1 if transpose else 0]
+    y = x.new_empty(shape)
     _C.mode_dot_cpu(
-        *(_CODES[x.dtype], x.data_ptr(), outer, x.shape[place], inner),
+        *(_CODES[x.dtype], x.data_ptr(), outer, n, inner),
         *(m.data_ptr(), rows, transpose, y.data_ptr(), torch.get_num_threads()),
     )
-    return y.to(tensor.dtype).permute(inverse)
+    if x.dtype != tensor.dtype:
+        y = y.to(tensor.dtype)
+    return y if plain else y.permute([order.index(i) for i in range(len(order))])

@@ -17,7 +17,7 @@ from tucker_kernels.functions import (
     MultiModeDot,
     TuckerConv,
 )
-from tucker_kernels.library import ops
+from tucker_kernels.library import call, ops
 
 TOLERANCE_MODES = ("global", "per_mode")
 
@@ -59,7 +59,14 @@ def mode_dot(tensor, matrix, mode, transpose=False):
     validation.tensor("tensor", tensor)
     mode = validation.mode("mode", mode, tensor.ndim)
     validation.matrix_for_mode("matrix", matrix, tensor, mode, transpose, ("tensor", tensor))
-    return ModeDot.apply(tensor, matrix, mode, transpose)
+    return _mode_dot(tensor, matrix, mode, transpose)
+
+
+def _mode_dot(tensor, matrix, mode, transpose):
+    """A `Function` costs as much again as a small product, so it is left out where no gradient can be asked for."""
+    if torch.is_grad_enabled():
+        return ModeDot.apply(tensor, matrix, mode, transpose)
+    return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
 
 
 def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
@@ -89,7 +96,12 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
         validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
     if not kept:
         return tensor
-    return MultiModeDot.apply(tensor, [modes[i] for i, _ in kept], transpose, *(m for _, m in kept))
+    chosen = [modes[i] for i, _ in kept]
+    if len(kept) == 1:
+        return _mode_dot(tensor, kept[0][1], chosen[0], transpose)
+    if torch.is_grad_enabled():
+        return MultiModeDot.apply(tensor, chosen, transpose, *(m for _, m in kept))
+    return call(ops.multi_mode_dot.default, tensor, [m for _, m in kept], chosen, transpose)
 
 
 def tucker_to_tensor(core, factors):
@@ -248,7 +260,7 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         return torch.nn.functional.linear(input, weight, bias)
     x = input.reshape(rows, *sizes[out_modes:])
     inner = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True).reshape(rows, r_in)
-    outer = ModeDot.apply(inner, core.reshape(r_out, r_in), 1, False)
+    outer = _mode_dot(inner, core.reshape(r_out, r_in), 1, False)
     outer = outer.reshape(rows, *core.shape[:out_modes])
     y = multi_mode_dot(outer, factors[:out_modes], modes=range(1, outer.ndim))
     y = y.reshape(*input.shape[:-1], n_out)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import Function
 
 from tucker_kernels import reference
-from tucker_kernels.library import ops
+from tucker_kernels.library import call, differentiable, ops
 
 
 class ModeDot(Function):
@@ -18,7 +18,7 @@ class ModeDot(Function):
     def forward(ctx, tensor, matrix, mode, transpose):
         ctx.save_for_backward(tensor, matrix)
         ctx.mode, ctx.transpose = mode, transpose
-        return ops.mode_dot(tensor, matrix, mode, transpose)
+        return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
 
     @staticmethod
     def backward(ctx, grad):
@@ -39,7 +39,7 @@ class CrossGram(Function):
     def forward(ctx, a, b, mode):
         ctx.save_for_backward(a, b)
         ctx.mode = mode
-        return ops.cross_gram(a, b, mode)
+        return call(ops.cross_gram.default, a, b, mode)
 
     @staticmethod
     def backward(ctx, grad):
@@ -56,7 +56,7 @@ class MultiModeDot(Function):
     def forward(ctx, tensor, modes, transpose, *matrices):
         ctx.save_for_backward(tensor, *matrices)
         ctx.modes, ctx.transpose = modes, transpose
-        return ops.multi_mode_dot(tensor, matrices, modes, transpose)
+        return call(ops.multi_mode_dot.default, tensor, matrices, modes, transpose)
 
     @staticmethod
     def backward(ctx, grad):
@@ -84,8 +84,9 @@ class TuckerConv(Function):
 
     @staticmethod
     def forward(ctx, input, core, out_factor, in_factor, bias, stride, padding, dilation):
-        y, z, t = ops.tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation)
-        ctx.save_for_backward(input, core, out_factor, in_factor, bias, z, t)
+        operands = (input, core, out_factor, in_factor, bias)
+        y, z, t = call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation)
+        ctx.save_for_backward(*operands, z, t)
         ctx.geometry = (stride, padding, dilation)
         return y
 
@@ -99,7 +100,8 @@ class TuckerConv(Function):
             wanted = [x for x, n in zip(operands, need) if n]
             grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
             return *(next(grads) if n else None for n in need), None, None, None
-        grads = ops.tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, *ctx.geometry, need)
+        saved = (input, z, t, core, out_factor, in_factor)
+        grads = call(ops.tucker_conv_backward.default, grad, *saved, *ctx.geometry, need)
         return *(g if n else None for g, n in zip(grads, need)), None, None, None
 
 
@@ -111,7 +113,7 @@ class BatchedQR(Function):
 
     @staticmethod
     def forward(ctx, *matrices):
-        qs, rs = ops.batched_qr(matrices)
+        qs, rs = call(ops.batched_qr.default, matrices)
         ctx.save_for_backward(*qs, *rs)
         return *qs, *rs
 
@@ -142,7 +144,7 @@ class BatchedSVD(Function):
 
     @staticmethod
     def forward(ctx, *matrices):
-        us, ss, vs = ops.batched_svd(matrices)
+        us, ss, vs = call(ops.batched_svd.default, matrices)
         ctx.save_for_backward(*us, *ss, *vs)
         return *us, *ss, *vs
 
@@ -170,3 +172,19 @@ def _svd_backward(U, s, Vh, dU, ds, dVh):
     dA = U @ inner @ Vh
     dA = dA + (dU - U @ J) / s @ Vh
     return dA + U @ ((dV - V @ K) / s).T
+
+
+differentiable("mode_dot", ModeDot.apply)
+differentiable("cross_gram", CrossGram.apply)
+differentiable(
+    "multi_mode_dot",
+    lambda tensor, matrices, modes, transpose: MultiModeDot.apply(tensor, modes, transpose, *matrices),
+)
+differentiable("batched_qr", lambda matrices: _columns(BatchedQR.apply(*matrices), 2))
+differentiable("batched_svd", lambda matrices: _columns(BatchedSVD.apply(*matrices), 3))
+
+
+def _columns(flat, count):
+    """What a Function returned flat, as the `count` lists its operator returns."""
+    size = len(flat) // count
+    return tuple(list(flat[i * size : (i + 1) * size]) for i in range(count))

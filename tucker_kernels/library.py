@@ -1,27 +1,68 @@
 """The operators as torch sees them: one schema each, one fake, and a call into the back-end table.
 
-They are functional (new tensors, no aliases) and know nothing of autograd; `functions.py` does. Public argument
-checking happens in `functional.py`, so these trust what they are given.
+They are functional (new tensors, no aliases). What is differentiable is written in `functions.py`, which hands its
+`torch.autograd.Function`s to `differentiable` here, so that `torch.ops.tucker_kernels.*` called directly has the same
+gradients; the others refuse. Public argument checking happens in `functional.py`: these trust what they are given.
 """
 
 import torch
 
-from tucker_kernels import backends, reference
+from tucker_kernels import reference
+from tucker_kernels.backends import implementation
 
 NAMESPACE = "tucker_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
+_functions = {}  # operator -> the differentiable function over the same arguments
+
+# The guard torch's own Autograd kernels set around what they call; it has no public name.
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def differentiable(operator, function):
+    """Says that `function`, called with the arguments of `operator`, is its differentiable form."""
+    _functions[operator] = function
+
+
+def call(operator, *args):
+    """Calls an operator without asking its Autograd kernel: for `torch.autograd.Function`s, and under `no_grad`."""
+    if torch.compiler.is_dynamo_compiling():  # the tracer knows no such guard, and pays no overhead
+        return operator(*args)
+    with _below_autograd():
+        return operator(*args)
+
+
+def _needs_gradient(args):
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            if arg.requires_grad:
+                return True
+        elif isinstance(arg, (list, tuple)) and _needs_gradient(arg):
+            return True
+    return False
 
 
 def _define(schema, fake, device_of):
     name = schema.split("(", 1)[0]
     _library.define(schema)
+    operator = getattr(torch.ops.tucker_kernels, name).default
 
-    @torch.no_grad()  # an operator is opaque to autograd, also where it is made of torch operations
-    def call(*args):
-        return backends.implementation(name, device_of(args).device.type)(*args)
+    def run(*args):
+        return implementation(name, device_of(args).device.type)(*args)
 
-    _library.impl(name, call, "CPU")
-    _library.impl(name, call, "CUDA")
+    def autograd(*args):
+        if torch.is_grad_enabled() and _needs_gradient(args):
+            if name not in _functions:
+                raise RuntimeError(
+                    f"torch.ops.{NAMESPACE}.{name} is not differentiable, and an argument requires gradients; detach "
+                    "it, or use the function of tucker_kernels that is built on it"
+                )
+            return _functions[name](*args)
+        with _below_autograd():
+            return operator(*args)
+
+    _library.impl(name, run, "CPU")
+    _library.impl(name, run, "CUDA")
+    _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
 
 

@@ -61,6 +61,8 @@ def cross_gram(a, b, mode):
 
 def dimension_order(tensor):
     """Dimensions from slowest to fastest in memory; size-one dimensions stay where they are."""
+    if tensor.is_contiguous():
+        return list(range(tensor.ndim))
     order = sorted(range(tensor.ndim), key=lambda i: (-tensor.stride(i), i))
     return order if _dense(tensor, order) else list(range(tensor.ndim))
 
@@ -172,7 +174,7 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
 
 @implements("reference")
 def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
-    """wgrad(U_inᵀ x, U_outᵀ dy): the weight gradient of a convolution seen in two channel bases, (r_out, r_in, *window).
+    """wgrad(U_inᵀ x, U_outᵀ dy): a convolution's weight gradient seen in two channel bases, (r_out, r_in, *window).
 
     With the augmented bases [U|V] it is the augmented core gradient of the one-pass step.
     """

@@ -11,7 +11,7 @@ def _names(dtypes):
 
 
 def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
-    """A floating-point tensor of an allowed dtype, of one of the dimensions `ndim`, on the device and of the dtype of `like`."""
+    """A tensor of an allowed dtype with `ndim` (one of `ndim`) dimensions; dtype and device as `like`."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
