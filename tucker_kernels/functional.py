@@ -135,7 +135,7 @@ def _conv_geometry(input, core, stride, padding, dilation):
     return stride, padding, validation.per_dimension("dilation", dilation, window, 1)
 
 
-def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto"):
+def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
     """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
 
     Args:
@@ -148,6 +148,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         path: "chain" (1×1 → core window → 1×1), "reconstruct" (one dense convolution with the full weight), "fused"
             (the chain in one kernel, where a back end has one), or "auto": whichever `cost_model` expects to be
             fastest.
+        recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
 
     Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
     """
@@ -186,7 +187,9 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         weight = multi_mode_dot(core, [out_factor, in_factor], modes=[0, 1])
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
         return convolution(input, weight, bias, stride, padding, dilation)
-    return TuckerConv.apply(input, core, out_factor, in_factor, bias, stride, padding, dilation)
+    operands = (input, core, out_factor, in_factor, bias)
+    save = not recompute and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    return TuckerConv.apply(*operands, stride, padding, dilation, path, save)
 
 
 def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1):

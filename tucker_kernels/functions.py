@@ -79,15 +79,16 @@ class MultiModeDot(Function):
 class TuckerConv(Function):
     """The chain y = U_out (core ∗ (U_inᵀ x)) + b with its fused backward; formulas in `reference.py`.
 
-    A second derivative recomputes the chain in plain torch and differentiates that.
+    `path` is "chain" or "fused". With `save` the rank-space images z and t are kept for the backward pass, without it
+    they are computed again there. A second derivative recomputes the chain in plain torch and differentiates that.
     """
 
     @staticmethod
-    def forward(ctx, input, core, out_factor, in_factor, bias, stride, padding, dilation):
+    def forward(ctx, input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
         operands = (input, core, out_factor, in_factor, bias)
-        y, z, t = call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation)
+        y, z, t = call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, save)
         ctx.save_for_backward(*operands, z, t)
-        ctx.geometry = (stride, padding, dilation)
+        ctx.geometry, ctx.path = (stride, padding, dilation), path
         return y
 
     @staticmethod
@@ -96,13 +97,13 @@ class TuckerConv(Function):
         need = list(ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
             operands = (input, core, out_factor, in_factor, bias)
-            y = reference.tucker_conv_forward(*operands, *ctx.geometry)[0]
+            y = reference.tucker_conv_forward(*operands, *ctx.geometry, "chain", False)[0]
             wanted = [x for x, n in zip(operands, need) if n]
             grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return *(next(grads) if n else None for n in need), None, None, None
+            return *(next(grads) if n else None for n in need), None, None, None, None, None
         saved = (input, z, t, core, out_factor, in_factor)
-        grads = call(ops.tucker_conv_backward.default, grad, *saved, *ctx.geometry, need)
-        return *(g if n else None for g, n in zip(grads, need)), None, None, None
+        grads = call(ops.tucker_conv_backward.default, grad, *saved, *ctx.geometry, need, ctx.path)
+        return *(g if n else None for g, n in zip(grads, need)), None, None, None, None, None
 
 
 class BatchedQR(Function):

@@ -88,13 +88,13 @@ _define(
 _define("cross_gram(Tensor a, Tensor b, int mode) -> Tensor", reference.cross_gram, _first)
 _define(
     "tucker_conv_forward(Tensor input, Tensor core, Tensor? out_factor, Tensor? in_factor, Tensor? bias, "
-    "int[] stride, int[] padding, int[] dilation) -> (Tensor, Tensor, Tensor)",
+    "int[] stride, int[] padding, int[] dilation, str path, bool save) -> (Tensor, Tensor, Tensor)",
     reference.tucker_conv_forward,
     _first,
 )
 _define(
     "tucker_conv_backward(Tensor grad, Tensor input, Tensor z, Tensor t, Tensor core, Tensor? out_factor, "
-    "Tensor? in_factor, int[] stride, int[] padding, int[] dilation, bool[] need) "
+    "Tensor? in_factor, int[] stride, int[] padding, int[] dilation, bool[] need, str path) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.tucker_conv_backward,
     _first,

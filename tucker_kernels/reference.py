@@ -112,11 +112,12 @@ def _pointwise(matrix, ndim):
 
 
 @implements("reference")
-def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation):
+def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
     """z = U_inᵀ x, t = core ∗ z, y = U_out t + bias; returns (y, z, t).
 
-    z and t are saved for the backward pass, channels-last; they are empty where a factor is absent, because they
-    would be the input or the output again.
+    z and t are what the backward pass reuses, channels-last. They are empty where a factor is absent, because they
+    would be the input or the output again, and where `save` is false. `path` ("chain" or "fused") is how a back end
+    computes this, not what; here it changes nothing.
     """
     x = channels_last(input)
     z = x if in_factor is None else channels_last(_convolve(x, _pointwise(in_factor.T, x.ndim)))
@@ -127,8 +128,8 @@ def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, paddin
     empty = input.new_empty(0)
     return (
         y,
-        empty if in_factor is None else z,
-        input.new_empty(0) if last else channels_last(t),
+        z if save and in_factor is not None else empty,
+        channels_last(t) if save and not last else input.new_empty(0),
     )
 
 
@@ -141,9 +142,10 @@ def _convolution_backward(grad, input, weight, stride, padding, dilation, mask):
 
 
 @implements("reference")
-def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need):
+def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path):
     """Gradients of input, core, U_out, U_in and bias; `need` says which, the others come back empty.
 
+    z and t are as the forward pass returned them; those it did not save are computed again.
     dt = U_outᵀ dy, dz = coreᵀ ∗ dt, dx = U_in dz, dU_out = Σ dy tᵀ, dU_in = Σ x dzᵀ, dcore = wgrad(z, dt).
     """
     need_x, need_core, need_out, need_in, need_bias = need
@@ -151,7 +153,12 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
     ones, zeros = [1] * (n - 2), [0] * (n - 2)
     empty = [input.new_empty(0) for _ in range(5)]
     x, dy = channels_last(input), channels_last(grad)
-    z = x if in_factor is None else z
+    if in_factor is None:
+        z = x
+    elif z.ndim != n:
+        z = channels_last(_convolve(x, _pointwise(in_factor.T, n)))
+    if need_out and t.ndim != n:
+        t = channels_last(_convolve(z, core, None, stride, padding, dilation))
     d_out = d_in = dx = d_core = None
     if out_factor is None:
         dt = dy
