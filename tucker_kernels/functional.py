@@ -380,7 +380,7 @@ def hosvd_truncate(
             tolerance_mode == "per_mode",
         )
     matrices = iter(flat)
-    projections = [[p if f else None for p, f in zip(matrices, row)] for row in flags]
+    projections = [[p if f else None for f, p in zip(row, matrices)] for row in flags]
     return new, projections, found, error
 
 

@@ -1,0 +1,30 @@
+"""Layers with Tucker weights and the rank-adaptive training step for them.
+
+>>> import tdlrt
+>>> model = tdlrt.tuckerize(model, ranks=0.5)
+>>> optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1)
+>>> loss.backward(); optimizer.step(); optimizer.zero_grad()
+"""
+
+from tdlrt.convert import plan, to_dense, to_sequential, tuckerize
+from tdlrt.expansion import NonFiniteError
+from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
+from tdlrt.optimizer import TDLRT
+from tdlrt.summary import Compression, compression, orthogonality_error, ranks
+
+__all__ = [
+    "TDLRT",
+    "Compression",
+    "NonFiniteError",
+    "TuckerConv1d",
+    "TuckerConv2d",
+    "TuckerConv3d",
+    "TuckerLinear",
+    "compression",
+    "orthogonality_error",
+    "plan",
+    "ranks",
+    "to_dense",
+    "to_sequential",
+    "tuckerize",
+]

@@ -1,0 +1,140 @@
+"""Whole models: dense layers to Tucker layers and back."""
+
+import copy
+import fnmatch
+import logging
+from dataclasses import dataclass
+
+from torch import nn
+
+from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
+
+log = logging.getLogger("tdlrt")
+
+TUCKER_CLASS = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d, nn.Linear: TuckerLinear}
+# Layers with weights that stay dense, with the reason that is reported.
+_LEFT_DENSE = {
+    nn.MultiheadAttention: "multi-head attention reads its weights directly",
+    nn.RNNBase: "recurrent layers read their weights directly",
+    nn.modules.conv._ConvTransposeNd: "transposed convolutions have no Tucker form here",
+    nn.Bilinear: "bilinear layers have no Tucker form here",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What `tuckerize` does with one layer: `reason` says why it stays dense, or is None."""
+
+    name: str
+    layer: nn.Module
+    reason: str | None
+
+
+def plan(model, skip=(), min_features=8):
+    """The layers of a model that have a weight, each with what `tuckerize` would do with it and why.
+
+    Returns: list of `Decision` in the order of `model.named_modules()`.
+    """
+    decisions, blocked, owners = [], [], {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, set()).add(id(module))
+        if any(name.startswith(prefix) for prefix in blocked) or isinstance(module, TuckerLayer):
+            continue
+        reason = next((why for kind, why in _LEFT_DENSE.items() if isinstance(module, kind)), None)
+        if reason is not None:
+            blocked.append(f"{name}." if name else "")
+            decisions.append(Decision(name, module, reason))
+        elif isinstance(module, tuple(TUCKER_CLASS)):
+            decisions.append(Decision(name, module, _why_dense(name, module, skip, min_features)))
+    return [
+        Decision(d.name, d.layer, "its weight is shared with another layer")
+        if d.reason is None and len(owners.get(d.layer.weight, ())) > 1
+        else d
+        for d in decisions
+    ]
+
+
+def _why_dense(name, layer, skip, min_features):
+    if type(layer) not in TUCKER_CLASS:
+        return f"{type(layer).__name__} is a subclass that may compute something else"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
+        return "named in skip"
+    if getattr(layer, "groups", 1) != 1:
+        return f"grouped convolution (groups={layer.groups})"
+    smaller = min(layer.weight.shape[:2])
+    if smaller < min_features:
+        return f"its smaller side is {smaller}, below min_features={min_features}"
+    return None
+
+
+def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8):
+    """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
+
+    Args:
+        model: changed in place and returned (a model that is itself one layer is returned as a new one).
+        ranks: a fraction of each mode's size (float), a cap for every mode (int), a tuple, or a dict from layer name
+            (patterns as in `fnmatch` allowed) to one of these; layers a dict does not name keep full rank.
+        tol: instead of `ranks`, the relative error each weight may have. With neither, ranks are full.
+        modes: "channels" (a factor on output and input channels) or "all" (on the window too).
+        skip: names or patterns of layers to leave dense.
+        min_features: layers whose smaller side (of C_out, C_in) is below it stay dense; 0 for none.
+
+    What stays dense is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
+    """
+    if ranks is not None and tol is not None:
+        raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
+    decisions = plan(model, skip, min_features)
+    if isinstance(ranks, dict):
+        _check_names("ranks", ranks, decisions)
+    _check_names("skip", skip, decisions)
+    replaced = {}
+    for name, layer, reason in ((d.name, d.layer, d.reason) for d in decisions):
+        if reason is not None:
+            log.info("left dense: %s (%s)", name or "the model itself", reason)
+            continue
+        if layer not in replaced:
+            own = _for_name(ranks, name) if isinstance(ranks, dict) else ranks
+            replaced[layer] = TUCKER_CLASS[type(layer)].from_dense(layer, ranks=own, tol=tol, modes=modes)
+    return _replace(model, replaced)
+
+
+def _check_names(argument, patterns, decisions):
+    names = [d.name for d in decisions]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"{argument} names {pattern!r}, but no such layer exists; there are {', '.join(names)}")
+
+
+def _for_name(ranks, name):
+    if name in ranks:
+        return ranks[name]
+    return next((value for pattern, value in ranks.items() if fnmatch.fnmatchcase(name, pattern)), None)
+
+
+def _replace(model, replaced):
+    if model in replaced:
+        return replaced[model]
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if child in replaced:
+                setattr(module, name, replaced[child])
+    return model
+
+
+def to_dense(model):
+    """A copy of the model with every Tucker layer replaced by its dense layer."""
+    return _convert(model, lambda layer: layer.to_dense())
+
+
+def to_sequential(model):
+    """A copy of the model with every Tucker layer replaced by a chain of plain `nn.Conv*`/`nn.Linear` layers."""
+    return _convert(model, lambda layer: layer.to_sequential())
+
+
+def _convert(model, function):
+    model = copy.deepcopy(model)
+    layers = {m for m in model.modules() if isinstance(m, TuckerLayer)}
+    return _replace(model, {layer: function(layer) for layer in layers})

@@ -1,0 +1,215 @@
+"""TDLRT: the geometry-aware, rank-adaptive training step for Tucker layers, as a `torch.optim.Optimizer`."""
+
+import logging
+
+import torch
+
+from tdlrt.capture import Capture
+from tdlrt.expansion import NonFiniteError, truncate
+from tdlrt.integrators import INTEGRATORS
+from tdlrt.summary import tucker_layers
+
+log = logging.getLogger("tdlrt")
+
+BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+TOLERANCE_MODES = ("global", "per_mode")
+ON_NONFINITE = ("raise", "skip")
+
+
+class TDLRT(torch.optim.Optimizer):
+    """Trains the Tucker layers of a model on the manifold of low-rank weights, and everything else as usual.
+
+    A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with the
+    base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The update
+    depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core has small
+    singular values. Momentum and moments move with the bases.
+
+    Args:
+        model: a module; all of its parameters are stepped. The dense ones are updated once per step, in the same pass.
+        lr, momentum, weight_decay: of the base optimiser. Weight decay on a core is weight decay on the weight.
+        tol: relative truncation error per step and layer, in (0, 1); a dict {layer name: tol}; or None for fixed ranks.
+            It is kept per parameter group and may be scheduled.
+        integrator: "one_pass" (one forward and one backward pass: `loss.backward(); optimizer.step()`) or "two_pass"
+            (`optimizer.step(closure)`; the closure clears gradients, computes the loss, calls backward and returns it).
+        base: "sgd", "adam", "adamw", or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
+            exp_avg_sq and nothing else per entry.
+        params: parameter groups as any torch optimiser takes them; default: all parameters in one group.
+        tolerance_mode: "global" (the error of the whole core is at most tol) or "per_mode" (each mode's is).
+        min_rank, max_rank: bounds on every adaptive rank.
+        on_nonfinite: "raise" a `NonFiniteError` when a gradient holds NaN or Inf, or "skip" the step and count it in
+            `skipped_steps`. Either way nothing changes.
+        base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
+
+    Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
+    Tucker format", arXiv 2305.19059.
+    """
+
+    def __init__(
+        self,
+        model,
+        lr,
+        momentum=0.0,
+        weight_decay=0.0,
+        tol=0.1,
+        integrator="one_pass",
+        base="sgd",
+        *,
+        params=None,
+        tolerance_mode="global",
+        min_rank=1,
+        max_rank=None,
+        on_nonfinite="raise",
+        **base_options,
+    ):
+        _choice("integrator", integrator, tuple(INTEGRATORS))
+        _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
+        _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        self.model = model
+        self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
+        self.min_rank, self.max_rank = _rank_bounds(min_rank, max_rank)
+        self.skipped_steps = 0
+        self.truncation_errors = {}
+        self._layers = tucker_layers(model)
+        self._names = {p: n for n, p in model.named_parameters()}
+        self._layer_tol = _layer_tolerances(tol, self._layers)
+        _check_dtypes(self._layers)
+        self.base = _make_base(base, model, params, lr, momentum, weight_decay, base_options)
+        defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
+        super().__init__(self.base.param_groups, defaults)
+        self._link()
+        missing = [n for p, n in self._names.items() if p not in self._group_of()]
+        if missing:
+            raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
+        self.capture = Capture(self._layers.values()) if integrator == "one_pass" else None
+
+    def _link(self):
+        # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
+        self.base.param_groups, self.base.state = self.param_groups, self.state
+
+    def _group_of(self):
+        return {p: group for group in self.param_groups for p in group["params"]}
+
+    def load_state_dict(self, state_dict):
+        """As of any torch optimiser. Load the model first: ranks come from there."""
+        super().load_state_dict(state_dict)
+        self._link()
+
+    def zero_grad(self, set_to_none=True):
+        super().zero_grad(set_to_none)
+        if self.capture is not None:
+            self.capture.clear()
+
+    def step(self, closure=None):
+        """One step. Returns the closure's loss, or None.
+
+        Gradients of Tucker parameters are consumed: their shapes change with the ranks. Raises `NonFiniteError` (or
+        skips) when a gradient holds NaN or Inf, before anything is changed.
+        """
+        with torch.no_grad():
+            try:
+                loss, expansions = INTEGRATORS[self.integrator](self, closure)
+            except NonFiniteError as error:
+                if self.on_nonfinite == "raise":
+                    raise
+                self.skipped_steps += 1
+                log.warning("step skipped: %s", error)
+                self.zero_grad()
+                return None
+            for e in expansions:
+                for factor in e.layer.factors:
+                    if factor is not None:
+                        factor.grad = None
+            self.base.step()
+            self.truncation_errors = truncate(self._truncation_rules(expansions), self.state)
+            for e in expansions:
+                e.layer.core.grad = None
+            if self.capture is not None:
+                self.capture.clear()
+        return loss
+
+    def layers_with_gradient(self):
+        """{name: layer} of the Tucker layers whose core has a gradient; the others are not stepped."""
+        return {name: layer for name, layer in self._layers.items() if layer.core.grad is not None}
+
+    def dense_gradients(self):
+        """[(name, gradient)] of all other parameters that have one."""
+        tucker = {p for layer in self._layers.values() for p in (layer.core, *layer.factors) if p is not None}
+        return [(n, p.grad) for p, n in self._names.items() if p not in tucker and p.grad is not None]
+
+    def _truncation_rules(self, expansions):
+        """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
+        groups = self._group_of()
+        rules = []
+        for e in expansions:
+            if not any(f is not None and f.requires_grad for f in e.layer.factors):
+                continue
+            tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
+            if tol is None:
+                rules.append((e, {"ranks": tuple(e.core.shape)}))
+                continue
+            sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]
+            most = [min(n, self.max_rank or n) if i in e.layer.modes else n for i, n in enumerate(sizes)]
+            least = [min(self.min_rank, m) for m in most]
+            rules.append((e, {"tol": tol, "min_rank": least, "max_rank": most}))
+        return [(e, {**rule, "tolerance_mode": self.tolerance_mode}) for e, rule in rules]
+
+    def __repr__(self):
+        return f"TDLRT(integrator={self.integrator!r}, {len(self._layers)} Tucker layers, base={self.base!r})"
+
+
+def _make_base(base, model, params, lr, momentum, weight_decay, options):
+    if isinstance(base, str):
+        kind = BASES[_choice("base", base, tuple(BASES))]
+    elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
+        kind = base
+    else:
+        raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {base!r}")
+    if kind is torch.optim.SGD:
+        options = {"momentum": momentum, **options}
+    elif momentum:
+        raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
+    params = list(model.parameters()) if params is None else list(params)
+    return kind(params, lr=lr, weight_decay=weight_decay, **options)
+
+
+def _choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+    return value
+
+
+def _rank_bounds(least, most):
+    for name, value in (("min_rank", least), ("max_rank", most)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
+    if most is not None and most < least:
+        raise ValueError(f"max_rank is {most}, below min_rank={least}")
+    return least, most
+
+
+def _check_tolerance(name, tol):
+    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+        raise ValueError(f"{name} is {tol!r}; allowed are numbers in [0, 1), or None for fixed ranks")
+
+
+def _layer_tolerances(tol, layers):
+    if not isinstance(tol, dict):
+        _check_tolerance("tol", tol)
+        return {}
+    unknown = set(tol) - set(layers)
+    if unknown or set(tol) != set(layers):
+        raise ValueError(
+            f"tol names {sorted(tol)}, but the Tucker layers are {sorted(layers)}; a dict must name every one of them"
+        )
+    for name, value in tol.items():
+        _check_tolerance(f"tol[{name!r}]", value)
+    return {layers[name]: value for name, value in tol.items()}
+
+
+def _check_dtypes(layers):
+    for name, layer in layers.items():
+        if layer.core.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"model: {name} has {layer.core.dtype} parameters; cores and factors are kept in float32 or float64 "
+                "(use torch.autocast for lower-precision arithmetic)"
+            )

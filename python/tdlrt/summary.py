@@ -1,0 +1,92 @@
+"""What a model looks like now: ranks, parameters, compression, multiply-adds, orthogonality."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tdlrt.layers import TuckerLayer
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Parameter counts of a model with Tucker layers.
+
+    parameters, dense_parameters: of the whole model, now and with dense weights.
+    factorised_parameters, factorised_dense_parameters: of the Tucker weights alone (no biases).
+    multiply_adds, dense_multiply_adds: per output pixel (convolution) or row (linear layer), summed over the layers.
+    """
+
+    parameters: int
+    dense_parameters: int
+    factorised_parameters: int
+    factorised_dense_parameters: int
+    multiply_adds: int
+    dense_multiply_adds: int
+
+    @property
+    def compression(self):
+        """1 − c/f of the whole model."""
+        return 1 - self.parameters / max(self.dense_parameters, 1)
+
+    @property
+    def factorised_compression(self):
+        """1 − c/f of the Tucker weights: the figure the literature reports."""
+        return 1 - self.factorised_parameters / max(self.factorised_dense_parameters, 1)
+
+
+def tucker_layers(model):
+    """The Tucker layers of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TuckerLayer)}
+
+
+def ranks(model):
+    """Ranks per layer: {name: one rank per mode}."""
+    return {name: layer.ranks for name, layer in tucker_layers(model).items()}
+
+
+def layer_parameters(layer):
+    """Parameters of a Tucker weight: core and factors, without the bias."""
+    return layer.core.numel() + sum(f.numel() for f in layer.factors if f is not None)
+
+
+def layer_multiply_adds(layer):
+    """Multiply-adds of the chain per output pixel or row, stride 1."""
+    total = math.prod(layer.weight_shape if isinstance(layer, nn.Linear) else layer.ranks)
+    window = layer.weight_shape[2:] if hasattr(layer, "stride") else ()
+    if window:
+        total = layer.ranks[0] * layer.ranks[1] * math.prod(window)
+    for mode in layer.modes:
+        if not window or mode < 2:
+            total += layer.weight_shape[mode] * layer.ranks[mode]
+    return total
+
+
+def compression(model):
+    """Parameters, dense parameters and multiply-adds of a model; see `Compression`."""
+    layers = list(tucker_layers(model).values())
+    now = sum(layer_parameters(layer) for layer in layers)
+    dense = sum(math.prod(layer.weight_shape) for layer in layers)
+    total = sum(p.numel() for p in model.parameters())
+    return Compression(
+        parameters=total,
+        dense_parameters=total - now + dense,
+        factorised_parameters=now,
+        factorised_dense_parameters=dense,
+        multiply_adds=sum(layer_multiply_adds(layer) for layer in layers),
+        dense_multiply_adds=dense,
+    )
+
+
+@torch.no_grad()
+def orthogonality_error(model):
+    """Largest entry of |UᵀU − I| over all factors of all Tucker layers; 0 for a model without any."""
+    worst = 0.0
+    for layer in tucker_layers(model).values():
+        for factor in layer.factors:
+            if factor is not None and factor.numel():
+                U = factor.double()
+                eye = torch.eye(U.shape[1], dtype=U.dtype, device=U.device)
+                worst = max(worst, float((U.T @ U - eye).abs().max()))
+    return worst
