@@ -1,0 +1,143 @@
+"""What every benchmark here shares: interleaved timing, medians, tables and result files.
+
+    times = harness.compare({"ours": f, "torch": g})        # {name: median seconds}, measured in turns
+    rows.append({"shape": "64x64", "ours ms": 1e3 * times["ours"], "ratio": times["torch"] / times["ours"]})
+    harness.print_table(rows, title="mode_dot")
+    harness.save("mode_dot", rows)                          # bench/results/mode_dot.json
+
+Candidates take turns inside one process, so that a busy machine slows all of them alike: trust the ratios, not the
+times. Import this module before torch; it makes OpenMP threads sleep, not spin, while they wait.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def compare(candidates, repeats=15, min_time=0.005):
+    """Median seconds of one call of each candidate, {name: callable without arguments}.
+
+    Every candidate is called once to warm up and is then timed `repeats` times in turns; a sample repeats a short
+    call until it has taken `min_time` seconds. CUDA work is waited for.
+    """
+    counts = {}
+    for name, call in candidates.items():
+        call()
+        once = max(_sample(call, 1), 1e-9)
+        counts[name] = max(1, math.ceil(min_time / once))
+    samples = {name: [] for name in candidates}
+    order = list(candidates)
+    for _ in range(repeats):
+        for name in order:
+            samples[name].append(_sample(candidates[name], counts[name]))
+        order = order[1:] + order[:1]  # nobody is always the one that runs after a certain other
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _sample(call, count):
+    _wait()
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    _wait()
+    return (time.perf_counter() - start) / count
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Runs the block with `count` threads in torch and in our kernels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def geometric_mean(values):
+    return statistics.geometric_mean(values)
+
+
+def print_table(rows, title=None):
+    """Prints a list of dictionaries with the same keys; numbers with three significant digits."""
+    table = Table(title=title)
+    for i, key in enumerate(rows[0]):
+        table.add_column(key, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _text(value):
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def machine():
+    """Where and with what a result was measured."""
+    import tucker_kernels
+
+    described = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("describe", "--always", "--dirty"),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "backends": {name: reason for name, (usable, reason) in tucker_kernels.backends().items() if usable},
+    }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def _git(*arguments):
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu_name():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    name = fields.get("model name", platform.processor())
+    return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
+
+
+def save(name, rows, **extra):
+    """Writes rows, the machine and `extra` to bench/results/NAME.json and returns the path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"machine": machine(), **extra, "rows": rows}, indent=1) + "\n")
+    temporary.replace(path)
+    return path
