@@ -4,7 +4,7 @@
 // reads them, so strides cost nothing inside. The micro-kernel keeps an MR × 2·W block of C in registers (W
 // lanes per vector): 24 accumulators with 32 registers, 12 with 16. Numerics: products and sums in T with
 // fused multiply-add; the sum over k runs in order within blocks of kc.
-#include "cpu/simd/table.h"
+#include "cpu/simd/gemm.h"
 
 namespace tk::TK_ISA {
 namespace {
@@ -56,6 +56,8 @@ void pack(const T* src, int64_t row, int64_t col, int64_t rows, int64_t k, T* ds
   }
 }
 
+}  // namespace
+
 template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch) {
   constexpr int NR = Tile<T>::NR;
@@ -96,12 +98,7 @@ void gemm(const GemmArgs<T>& g, T* scratch) {
   }
 }
 
-#define TK_STRING_(x) #x
-#define TK_STRING(x) TK_STRING_(x)
-
-}  // namespace
-
-extern const SimdTable<float> table_f32 = {TK_STRING(TK_ISA), gemm<float>};
-extern const SimdTable<double> table_f64 = {TK_STRING(TK_ISA), gemm<double>};
+template void gemm<float>(const GemmArgs<float>&, float*);
+template void gemm<double>(const GemmArgs<double>&, double*);
 
 }  // namespace tk::TK_ISA

@@ -29,10 +29,14 @@ template <class T>
 struct SimdTable {
   const char* isa;
   void (*gemm)(const GemmArgs<T>& args, T* scratch);
+  // out (n×n, row stride out_row) = A Aᵀ in float64, both triangles; A is n×k with element strides (a_row,
+  // a_col). Products and sums are float64 whatever T is. One thread; scratch must hold gram_scratch doubles.
+  void (*gram)(int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col, double* out, int64_t out_row,
+               double* scratch);
 };
 
-// Elements of scratch one thread needs for any gemm call.
-constexpr int64_t gemm_scratch = 256 * 1024;
+// Elements of scratch one thread needs for any gemm or gram call.
+constexpr int64_t gemm_scratch = 256 * 1024, gram_scratch = gemm_scratch + 32 * 1024;
 
 namespace baseline {
 extern const SimdTable<float> table_f32;
