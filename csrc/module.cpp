@@ -1,5 +1,6 @@
-// The only file that knows Python: pybind11 bindings over tucker_kernels.h. Pointers arrive as integers
-// (tensor.data_ptr()); shapes, dtypes and devices were checked by tucker_kernels/cpu.py and cuda.py.
+// With module_cuda.cpp the only files that know Python: pybind11 bindings over tucker_kernels.h. Pointers
+// arrive as integers (tensor.data_ptr()); shapes, dtypes and devices were checked by tucker_kernels/cpu.py
+// and cuda.py.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -21,11 +22,14 @@ T* pointer(uintptr_t address) {
 
 }  // namespace
 
+void bind_cuda(py::module_& m);  // module_cuda.cpp
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of tucker-kernels; see csrc/include/tucker_kernels.h.";
   m.attr("version") = TK_VERSION;
   m.attr("compiler") = __VERSION__;
   m.def("cpu_isa", &tk_cpu_isa);
+  bind_cuda(m);
 
   m.def("mode_dot_cpu", [](int dtype, uintptr_t x, int64_t outer, int64_t n, int64_t inner, uintptr_t matrix,
                            int64_t rows, bool transpose, uintptr_t y, int threads) {

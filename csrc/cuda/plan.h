@@ -1,0 +1,131 @@
+// A launch plan: everything an operator will launch, worked out on the host before anything runs.
+//
+// Plans are pure functions of sizes and addresses; they need no GPU and are compiled into every build.
+// launch.cu runs a plan on a stream: first the table goes to the front of the workspace, then the launches
+// follow in order.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "kernels/problems.h"
+#include "tucker_kernels.h"
+
+namespace tk {
+
+enum class Kernel : int32_t {
+  grouped_gemm,
+  column_norms,
+  gram,
+  gram_reduce,
+  semidefinite_cholesky,
+  jacobi_svd,
+  truncation_error,
+  core_step,
+};
+const char* kernel_name(Kernel kernel);
+
+struct Launch {
+  Kernel kernel;
+  int64_t table;  // bytes from the start of the workspace to the first problem
+  int32_t count;  // problems
+  int32_t work;   // tiles of a persistent grid, or the largest size where a block has one problem
+  int32_t grid, block;
+  int64_t shared;  // dynamic shared memory in bytes
+};
+
+struct Plan {
+  tk_dtype dtype;
+  std::vector<unsigned char> table;  // what the front of the workspace must hold
+  std::vector<Launch> launches;
+  int64_t workspace;  // bytes, the table included
+};
+
+// Blocks of a persistent grid that one multiprocessor is given.
+constexpr int32_t blocks_per_multiprocessor = 2;
+
+// Collects the launches of one operator. `build` is run twice with the same calls: first to learn how long
+// the table is, then with the addresses that follow from it.
+class PlanBuilder {
+ public:
+  PlanBuilder(tk_dtype dtype, void* workspace, int64_t table_bytes, int32_t multiprocessors)
+      : base_(reinterpret_cast<uintptr_t>(workspace)), used_(table_bytes), multiprocessors_(multiprocessors) {
+    plan_.dtype = dtype;
+  }
+
+  // Uninitialised scratch, 256-byte aligned.
+  template <class T>
+  T* scratch(int64_t elements) {
+    T* at = reinterpret_cast<T*>(base_ + used_);
+    used_ += round_up(elements * static_cast<int64_t>(sizeof(T)));
+    return at;
+  }
+
+  // Values that the table itself brings to the device.
+  template <class T>
+  T* initialised(const std::vector<T>& values) {
+    return reinterpret_cast<T*>(base_ + append(values));
+  }
+
+  // One launch of a persistent grid over `tiles`; nothing where there is nothing to do.
+  template <class Problem>
+  void persistent(Kernel kernel, const std::vector<Problem>& problems, int64_t tiles, int32_t block) {
+    if (tiles == 0) return;
+    const int64_t most = static_cast<int64_t>(multiprocessors_) * blocks_per_multiprocessor;
+    add(kernel, problems, static_cast<int32_t>(tiles), static_cast<int32_t>(tiles < most ? tiles : most),
+        block, 0);
+  }
+
+  // One block per problem.
+  template <class Problem>
+  void one_block_each(Kernel kernel, const std::vector<Problem>& problems, int32_t largest, int32_t block,
+                      int64_t shared) {
+    if (problems.empty()) return;
+    add(kernel, problems, largest, static_cast<int32_t>(problems.size()), block, shared);
+  }
+
+  Plan finish() {
+    plan_.workspace = used_;
+    return std::move(plan_);
+  }
+
+  static int64_t round_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+ private:
+  template <class T>
+  int64_t append(const std::vector<T>& values) {
+    static_assert(std::is_trivially_copyable<T>::value, "tables are copied as bytes");
+    const size_t at = (plan_.table.size() + 15) / 16 * 16, bytes = values.size() * sizeof(T);
+    plan_.table.resize((at + bytes + 15) / 16 * 16);
+    if (bytes) std::memcpy(plan_.table.data() + at, values.data(), bytes);
+    return static_cast<int64_t>(at);
+  }
+
+  template <class Problem>
+  void add(Kernel kernel, const std::vector<Problem>& problems, int32_t work, int32_t grid, int32_t block,
+           int64_t shared) {
+    const int64_t at = append(problems);
+    plan_.launches.push_back({kernel, at, static_cast<int32_t>(problems.size()), work, grid, block, shared});
+  }
+
+  Plan plan_{};
+  uintptr_t base_;
+  int64_t used_;
+  int32_t multiprocessors_;
+};
+
+// Runs `build(builder)` twice and returns the plan for this workspace (null: only its size is wanted).
+template <class Build>
+Plan make_plan(tk_dtype dtype, void* workspace, int32_t multiprocessors, Build&& build) {
+  PlanBuilder draft(dtype, nullptr, 0, multiprocessors);
+  build(draft);
+  const int64_t table = PlanBuilder::round_up(static_cast<int64_t>(draft.finish().table.size()));
+  PlanBuilder final(dtype, workspace, table, multiprocessors);
+  build(final);
+  return final.finish();
+}
+
+}  // namespace tk
