@@ -1,58 +1,134 @@
-// General matrix product, C = alpha A B + beta C, one thread.
+// General matrix product on one thread:  C[i,j] = alpha Σ_p A[i,p] B[p,j] + beta C[i,j].
 //
-// Blocking: panels of B (kc × nc) and of A (mc × kc) are copied into `scratch` in the order the micro-kernel
-// reads them, so strides cost nothing inside. The micro-kernel keeps an MR × 2·W block of C in registers (W
-// lanes per vector): 24 accumulators with 32 registers, 12 with 16. Numerics: products and sums in T with
-// fused multiply-add; the sum over k runs in order within blocks of kc.
+// Tiling: the micro-kernel keeps R × V vectors of C in registers (R <= 6; V <= 4 vectors with 32 registers, 2
+// with 16), loads V vectors of B and broadcasts R numbers of A per step of k. A is read where it lies: six
+// rows are six streams. B is read where it lies when its rows are contiguous and few tiles share it, else one
+// panel (kc × V vectors: 64 KiB) is copied into `scratch` and used by mc rows of A (256 KiB, second-level
+// cache). While one panel is used the next is prefetched. Rows are split into tiles of nearly equal height,
+// and ragged columns are masked, so no shape wastes more than part of one vector.
+// Numerics: sums in T, fused multiply-add where the machine has it, in order of k within blocks of at most
+// kc, whose sums are added in order; how C is cut into tiles changes no bit.
 #include "cpu/simd/gemm.h"
+
+#include "cpu/simd/vector.h"
 
 namespace tk::TK_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int vector_bytes = 64, MR = 12;
-#elif defined(__AVX2__)
-constexpr int vector_bytes = 32, MR = 6;
-#else
-constexpr int vector_bytes = 16, MR = 4;
-#endif
+constexpr int max_rows = 6, max_vectors = vector_registers == 32 ? 4 : 2;
+constexpr int64_t mc = 252, kc = 256;
+static_assert(mc % max_rows == 0, "blocks must hold whole tiles");
+static_assert(max_vectors * vector_bytes / 4 * kc <= gemm_scratch, "scratch too small");
 
 template <class T>
-struct Tile {
-  static constexpr int W = vector_bytes / sizeof(T), NR = 2 * W;
-  typedef T Vec __attribute__((vector_size(vector_bytes)));
-  typedef T Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T))));
-
-  static void multiply(int64_t k, const T* a, const T* b, T (&out)[MR * NR]) {
-    Vec acc[MR][2] = {};
-    for (int64_t p = 0; p < k; ++p, a += MR, b += NR) {
-      const Vec b0 = *reinterpret_cast<const Unaligned*>(b), b1 = *reinterpret_cast<const Unaligned*>(b + W);
-      for (int i = 0; i < MR; ++i) {
-        acc[i][0] += a[i] * b0;
-        acc[i][1] += a[i] * b1;
-      }
-    }
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < 2; ++j) *reinterpret_cast<Unaligned*>(out + i * NR + j * W) = acc[i][j];
-  }
+struct TileArgs {
+  int64_t k;
+  T alpha, beta;
+  const T* a;
+  int64_t a_row, a_col;
+  const T* b;
+  int64_t b_row;
+  const T* next;  // what to prefetch, one row of `width` vectors per step of k
+  int64_t next_row;
+  T* c;
+  int64_t c_row, cols;
 };
 
-template <class T>
-inline T min_of(T a, T b) {
-  return a < b ? a : b;
+template <class T, int R, int V>
+void tile(const TileArgs<T>& t) {
+  using S = Vector<T>;
+  using Vec = typename S::Type;
+  constexpr int W = S::lanes;
+  const typename S::First last(t.cols - (V - 1) * W);
+  Vec acc[R][V] = {};
+  const T *a = t.a, *b = t.b, *next = t.next;
+  const int64_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, next_row = t.next_row;
+  for (int64_t p = t.k; p > 0; --p, a += a_col, b += b_row, next += next_row) {
+    Vec row[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      row[v] = cheap_partial_loads && v == V - 1 ? S::load(b + v * W, last) : S::load(b + v * W);
+      __builtin_prefetch(next + v * W, 0, 2);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const T s = a[r * a_row];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[r][v] += s * row[v];
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* c = t.c + r * t.c_row + v * W;
+      const Vec product = t.alpha * acc[r][v];
+      if (v == V - 1)
+        S::store(c, t.beta == T(0) ? product : product + t.beta * S::load(c, last), last);
+      else
+        S::store(c, t.beta == T(0) ? product : product + t.beta * S::load(c));
+    }
 }
 
-// Copies a rows×k block into slabs of `width` rows, k-major inside a slab, zero-filled at the ragged end.
-template <int width, class T>
-void pack(const T* src, int64_t row, int64_t col, int64_t rows, int64_t k, T* dst) {
-  for (int64_t r = 0; r < rows; r += width) {
-    const int64_t live = min_of<int64_t>(width, rows - r);
-    for (int64_t p = 0; p < k; ++p, dst += width) {
-      const T* s = src + r * row + p * col;
-      int64_t i = 0;
-      for (; i < live; ++i) dst[i] = s[i * row];
-      for (; i < width; ++i) dst[i] = T(0);
+template <class T>
+using Tile = void (*)(const TileArgs<T>&);
+
+template <class T, int V>
+Tile<T> tile_of_height(int rows) {
+  constexpr Tile<T> tiles[] = {tile<T, 1, V>, tile<T, 2, V>, tile<T, 3, V>,
+                               tile<T, 4, V>, tile<T, 5, V>, tile<T, 6, V>};
+  return tiles[rows - 1];
+}
+
+template <class T>
+Tile<T> choose_tile(int64_t rows, int64_t vectors) {
+  switch (vectors) {
+    case 1:
+      return tile_of_height<T, 1>(rows);
+    case 2:
+      return tile_of_height<T, 2>(rows);
+#if defined(__AVX512F__)
+    case 3:
+      return tile_of_height<T, 3>(rows);
+    case 4:
+      return tile_of_height<T, 4>(rows);
+#endif
+  }
+  return nullptr;
+}
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t blocks_of(int64_t a, int64_t size) { return (a + size - 1) / size; }
+
+// Copies a k×cols panel of B into rows of `width`, zero beyond cols.
+template <class T>
+void pack(const T* b, int64_t b_row, int64_t b_col, int64_t k, int64_t cols, int64_t width, T* out) {
+  using S = Vector<T>;
+  constexpr int W = S::lanes;
+  if (b_col == 1) {
+    const int64_t whole = cols / W * W;
+    const typename S::First tail(cols - whole);
+    for (int64_t p = 0; p < k; ++p, b += b_row, out += width) {
+      for (int64_t j = 0; j < whole; j += W) S::store(out + j, S::load(b + j));
+      if (whole < width) S::store(out + whole, S::load(b + whole, tail));
     }
+    return;
+  }
+  for (int64_t j = 0; j < width; j += W) {
+    int64_t p = 0;
+    if (b_row == 1 && j < cols) {
+      const int64_t live = least(W, cols - j);
+      for (; p + W <= k; p += W) {
+        typename S::Type rows[W] = {};
+        for (int64_t i = 0; i < W; ++i)
+          if (i < live) rows[i] = S::load(b + (j + i) * b_col + p);
+        transpose<T>(rows);
+        for (int i = 0; i < W; ++i) S::store(out + (p + i) * width + j, rows[i]);
+      }
+    }
+    for (; p < k; ++p)
+      for (int64_t i = 0; i < W; ++i)
+        out[p * width + j + i] = j + i < cols ? b[p * b_row + (j + i) * b_col] : T(0);
   }
 }
 
@@ -60,39 +136,38 @@ void pack(const T* src, int64_t row, int64_t col, int64_t rows, int64_t k, T* ds
 
 template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch) {
-  constexpr int NR = Tile<T>::NR;
-  constexpr int64_t kc = 256, mc = 144, nc = 512;  // 144·256 + 512·256 elements of scratch
-  static_assert((mc + nc) * kc <= gemm_scratch, "scratch too small");
-  static_assert(mc % MR == 0 && nc % NR == 0, "blocks must hold whole tiles");
-  T *packed_b = scratch, *packed_a = scratch + nc * kc;
+  constexpr int W = Vector<T>::lanes, NR = max_vectors * W;
   if (g.k == 0) {
     for (int64_t i = 0; i < g.m; ++i)
       for (int64_t j = 0; j < g.n; ++j)
         g.c[i * g.c_row + j] = g.beta == T(0) ? T(0) : g.beta * g.c[i * g.c_row + j];
     return;
   }
-  for (int64_t j0 = 0; j0 < g.n; j0 += nc) {
-    const int64_t n = min_of(nc, g.n - j0);
-    for (int64_t p0 = 0; p0 < g.k; p0 += kc) {
-      const int64_t k = min_of(kc, g.k - p0);
-      const T beta = p0 == 0 ? g.beta : T(1);
-      pack<NR>(g.b + p0 * g.b_row + j0 * g.b_col, g.b_col, g.b_row, n, k, packed_b);
-      for (int64_t i0 = 0; i0 < g.m; i0 += mc) {
-        const int64_t m = min_of(mc, g.m - i0);
-        pack<MR>(g.a + i0 * g.a_row + p0 * g.a_col, g.a_row, g.a_col, m, k, packed_a);
-        for (int64_t j = 0; j < n; j += NR)
-          for (int64_t i = 0; i < m; i += MR) {
-            T out[MR * NR];
-            Tile<T>::multiply(k, packed_a + i * k, packed_b + j * k, out);
-            const int64_t rows = min_of<int64_t>(MR, m - i), cols = min_of<int64_t>(NR, n - j);
-            for (int64_t r = 0; r < rows; ++r) {
-              T* c = g.c + (i0 + i + r) * g.c_row + j0 + j;
-              if (beta == T(0))
-                for (int64_t q = 0; q < cols; ++q) c[q] = g.alpha * out[r * NR + q];
-              else
-                for (int64_t q = 0; q < cols; ++q) c[q] = g.alpha * out[r * NR + q] + beta * c[q];
-            }
-          }
+  const int64_t depth = blocks_of(g.k, blocks_of(g.k, kc));  // blocks of k of nearly equal depth
+  const bool few = g.m <= 4 * max_rows || g.b_row <= 2 * NR;
+  for (int64_t p0 = 0; p0 < g.k; p0 += depth) {
+    const int64_t k = least(depth, g.k - p0);
+    for (int64_t i0 = 0; i0 < g.m; i0 += mc) {
+      const int64_t m = least(mc, g.m - i0), tiles = blocks_of(m, max_rows);
+      for (int64_t j = 0; j < g.n; j += NR) {
+        const int64_t cols = least(NR, g.n - j), vectors = blocks_of(cols, W);
+        const T* b = g.b + p0 * g.b_row + j * g.b_col;
+        TileArgs<T> t = {
+            k,       g.alpha, p0 == 0 ? g.beta : T(1), nullptr, g.a_row, g.a_col, b, g.b_row, b, 0, nullptr,
+            g.c_row, cols};
+        if (g.b_col == 1 && j + NR < g.n) t.next = b + NR, t.next_row = g.b_row;
+        if (!few || g.b_col != 1 || (!cheap_partial_loads && cols % W)) {
+          pack(b, g.b_row, g.b_col, k, cols, vectors * W, scratch);
+          t.b = scratch, t.b_row = vectors * W;
+        }
+        for (int64_t i = 0, done = 0; done < tiles; ++done) {
+          const int64_t rows = (m - i) / (tiles - done);
+          t.a = g.a + (i0 + i) * g.a_row + p0 * g.a_col;
+          t.c = g.c + (i0 + i) * g.c_row + j;
+          choose_tile<T>(rows, vectors)(t);
+          t.next = t.b, t.next_row = 0;
+          i += rows;
+        }
       }
     }
   }
