@@ -27,7 +27,9 @@ void bind_cuda(py::module_& m);  // module_cuda.cpp
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of tucker-kernels; see csrc/include/tucker_kernels.h.";
   m.attr("version") = TK_VERSION;
-  m.attr("compiler") = __VERSION__;
+  m.attr("compiler") = TK_COMPILER;
+  m.attr("cpu_isas") = TK_CPU_ISAS;
+  m.attr("cuda_decision") = TK_CUDA_DECISION;
   m.def("cpu_isa", &tk_cpu_isa);
   bind_cuda(m);
 

@@ -39,7 +39,8 @@ def native_module():
         return _C, ""
     except ImportError as error:
         return None, (
-            f"the compiled module did not load ({error}); reinstall with `pip install -e .` in the source tree"
+            f"the compiled module did not load ({error}); reinstall tucker-kernels, or in its source tree run "
+            "`pip install -e .`"
         )
 
 
@@ -69,7 +70,7 @@ def _cuda_status():
     if module is None:
         return False, reason
     if not hasattr(module, "cuda_architectures"):
-        return False, ("this build has no CUDA kernels (no nvcc was found when it was built, or TK_CUDA=OFF)")
+        return False, f"this build has no CUDA kernels ({module.cuda_decision})"
     return _torch_cuda_status(f"compiled kernels for {module.cuda_architectures()}")
 
 
@@ -133,9 +134,10 @@ def chosen(operator: str, device: str) -> str:
 
 @functools.cache
 def _usable(name: str) -> bool:
+    """Asked once per process, and where the answer is no, the warning says why another back end runs instead."""
     available, reason = backends()[name]
     if not available:
-        log.info("back end %s is not used: %s", name, reason)
+        log.warning("back end %s is not used: %s", name, reason)
     return available
 
 
