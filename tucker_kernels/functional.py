@@ -186,7 +186,8 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     if path == "reconstruct":
         weight = multi_mode_dot(core, [out_factor, in_factor], modes=[0, 1])
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
-        return convolution(input, weight, bias, stride, padding, dilation)
+        y = convolution(input, weight, bias, stride, padding, dilation)
+        return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
     operands = (input, core, out_factor, in_factor, bias)
     save = not recompute and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
     return TuckerConv.apply(*operands, stride, padding, dilation, path, save)
@@ -288,7 +289,7 @@ def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
         dy = grad_output.reshape(-1, *sizes[:out_modes])
         x = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True)
         dy = multi_mode_dot(dy, factors[:out_modes], modes=range(1, dy.ndim), transpose=True)
-        flat = ops.cross_gram(dy.reshape(len(dy), -1), x.reshape(len(x), -1), 1)
+        flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
         return flat.reshape(*dy.shape[1:], *x.shape[1:])
 
 

@@ -96,7 +96,8 @@ class TuckerConv(Function):
         input, core, out_factor, in_factor, bias, z, t = ctx.saved_tensors
         need = list(ctx.needs_input_grad[:5])
         if torch.is_grad_enabled():
-            operands = (input, core, out_factor, in_factor, bias)
+            # Views of their own: where one operand was computed from another, each gradient is for its place alone.
+            operands = [None if x is None else x.view_as(x) for x in (input, core, out_factor, in_factor, bias)]
             y = reference.tucker_conv_forward(*operands, *ctx.geometry, "chain", False)[0]
             wanted = [x for x, n in zip(operands, need) if n]
             grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))

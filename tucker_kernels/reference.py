@@ -157,12 +157,14 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
         z = x
     elif z.ndim != n:
         z = channels_last(_convolve(x, _pointwise(in_factor.T, n)))
-    if need_out and t.ndim != n:
-        t = channels_last(_convolve(z, core, None, stride, padding, dilation))
     d_out = d_in = dx = d_core = None
     if out_factor is None:
         dt = dy
     else:
+        if t.ndim != n and need_out:
+            t = channels_last(_convolve(z, core, None, stride, padding, dilation))
+        elif t.ndim != n:  # only its shape matters
+            t = channels_last(dy.new_empty(dy.shape[0], out_factor.shape[1], *dy.shape[2:]))
         dt, d_out = _convolution_backward(dy, t, _pointwise(out_factor, n), ones, zeros, ones, (True, need_out))
     need_z = need_in or need_x
     dz, d_core = _convolution_backward(dt, z, core, stride, padding, dilation, (need_z, need_core))

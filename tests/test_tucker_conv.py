@@ -1,0 +1,193 @@
+"""tucker_conv against F.conv1d/2d/3d with the dense weight in float64, and its core gradient against autograd."""
+
+import oracles
+import pytest
+import torch
+from problems import CONVS
+from tolerances import assert_close
+
+import tucker_kernels as tk
+
+PATHS = ("auto", "chain", "reconstruct")
+HALVES = [torch.bfloat16, torch.float16]
+BY_NAME = {problem.name: problem for problem in CONVS}
+LAYOUTS = ["contiguous", "channels_last", "permuted", "sliced"]
+conv_problems = pytest.mark.parametrize("problem", CONVS, ids=str)
+
+
+def in_layout(tensor, layout):
+    """The same values, laid out differently in memory."""
+    if layout == "channels_last":
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "permuted":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "sliced":
+        return torch.stack([tensor, tensor + 1], -1)[..., 0]
+    return tensor
+
+
+def check_against_oracle(problem, dtype, path, layout="contiguous", function=tk.tucker_conv):
+    input, core, factors, bias = problem.operands(dtype)
+    y = function(in_layout(input, layout), core, factors, bias, *problem.geometry, path)
+    assert y.dtype == dtype
+    assert_close(y, oracles.conv(input, core, factors, bias, *problem.geometry), "tucker_conv")
+
+
+@conv_problems
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_forward(problem, path, dtype, backend):
+    check_against_oracle(problem, dtype, path)
+
+
+@pytest.mark.parametrize("name", ["padding", "every_number_differs", "sequence", "volume", "no_out_factor"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision(name, path, dtype, backend):
+    check_against_oracle(BY_NAME[name], dtype, path)
+
+
+@conv_problems
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients(problem, path, backend):
+    input, core, factors, bias = problem.operands()
+    operands = [x if x is None else x.requires_grad_() for x in (input, core, bias, *factors)]
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x for x in operands if x is not None], grad)
+    expected = oracles.gradients(
+        lambda input, core, bias, *factors: oracles.conv(input, core, factors, bias, *problem.geometry), operands, grad
+    )
+    expected = [x for x in expected if x is not None]
+    assert len(found) == len(expected)
+    for actual, wanted in zip(found, expected):
+        assert_close(actual, wanted, "tucker_conv_backward")
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("wanted", range(5))
+def test_one_gradient_alone(wanted, recompute, backend):
+    """Each operand's gradient is the same whether or not the others are asked for, images kept or computed again."""
+    problem = BY_NAME["every_number_differs"]
+    input, core, factors, bias = problem.operands()
+    operands = [input, core, bias, factors[0], factors[1]]
+    operands[wanted].requires_grad_()
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, "chain", recompute)
+    grad = torch.randn_like(y)
+    (actual,) = torch.autograd.grad(y, [operands[wanted]], grad)
+
+    def dense(input, core, bias, *factors):
+        return oracles.conv(input, core, [*factors, None, None], bias, *problem.geometry)
+
+    assert_close(actual, oracles.gradients(dense, operands, grad)[wanted], "tucker_conv_backward")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_in_lower_precision(dtype, path, backend):
+    problem = BY_NAME["many_channels"]
+    input, core, factors, bias = problem.operands(dtype)
+    operands = [x.requires_grad_() for x in (input, core, bias, *factors[:2])]
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path)
+    grad = torch.randn_like(y)
+
+    def dense(input, core, bias, *factors):
+        return oracles.conv(input, core, [*factors, None, None], bias, *problem.geometry)
+
+    for actual, wanted in zip(torch.autograd.grad(y, operands, grad), oracles.gradients(dense, operands, grad)):
+        assert_close(actual, wanted, "tucker_conv_backward")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["every_number_differs", "window_1x1", "empty_batch", "sequence", "volume"])
+@pytest.mark.parametrize("path", PATHS)
+def test_layouts(layout, name, path, backend):
+    check_against_oracle(BY_NAME[name], torch.float64, path, layout)
+
+
+@pytest.mark.parametrize("name", ["padding", "window_1x1", "no_in_factor", "no_out_factor", "no_factor", "volume"])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("last", [True, False])
+def test_memory_format_is_kept(name, path, dtype, last, backend):
+    problem = BY_NAME[name]
+    input, core, factors, bias = problem.operands(dtype)
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = formats[input.ndim] if last else torch.contiguous_format
+    input = input.contiguous(memory_format=wanted).requires_grad_()
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path)
+    assert y.is_contiguous(memory_format=wanted)
+    if path == "chain":  # the others are torch's own convolutions
+        (dx,) = torch.autograd.grad(y, input, torch.ones_like(y))
+        assert dx.is_contiguous(memory_format=wanted)
+
+
+def test_auto_takes_the_cheaper_path():
+    """At full rank the chain costs more than the dense convolution, at rank one far less."""
+    flops = tk.cost_model.tucker_conv_flops
+    for r, cheaper in ((2, "chain"), (60, "reconstruct")):
+        sizes = (4096, 4096, 64, 64, r, r, (3, 3))
+        other = {"chain": "reconstruct", "reconstruct": "chain"}[cheaper]
+        assert flops(cheaper, *sizes) < flops(other, *sizes)
+        assert tk.cost_model.choose_tucker_conv_path(*sizes) == cheaper
+
+
+@conv_problems
+def test_core_gradient(problem, backend):
+    """⟨∇_W L, ·⟩ projected on arbitrary bases is ∇_W L ×_i U_iᵀ with ∇_W L from autograd of the dense weight."""
+    input, core, factors, _ = problem.operands()
+    weight = oracles.tucker_to_tensor(core, factors)
+    y = oracles.conv(input, weight, [None] * weight.ndim, None, *problem.geometry)
+    grad = torch.randn_like(y)
+    (dense,) = oracles.gradients(
+        lambda w: oracles.conv(input, w, [None] * w.ndim, None, *problem.geometry), [weight], grad
+    )
+    expected = dense
+    for i, factor in enumerate(factors):
+        if factor is not None:
+            expected = oracles.mode_dot(expected, factor, i, transpose=True)
+    actual = tk.tucker_conv_core_grad(input, grad, factors, problem.window, *problem.geometry)
+    assert_close(actual, expected, "core_grad", scale=max(float(dense.abs().max()), 1.0))
+    assert not actual.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_core_gradient_in_lower_precision(dtype, backend):
+    problem = BY_NAME["many_channels"]
+    input, core, factors, _ = problem.operands(dtype)
+    y = tk.tucker_conv(input, core, factors, None, *problem.geometry)
+    grad = torch.randn_like(y)
+
+    def weight_gradient(w):
+        return oracles.conv(input, w, [None] * w.ndim, None, *problem.geometry)
+
+    (expected,) = oracles.gradients(weight_gradient, [oracles.tucker_to_tensor(core, factors)], grad)
+    for i, factor in enumerate(factors[:2]):
+        expected = oracles.mode_dot(expected, factor, i, transpose=True)
+    actual = tk.tucker_conv_core_grad(input, grad, factors, problem.window, *problem.geometry)
+    assert_close(actual, expected, "core_grad")
+
+
+def test_the_window_of_the_core_gradient_follows_from_its_factors(backend):
+    problem = BY_NAME["window_factors"]
+    input, core, factors, _ = problem.operands()
+    grad = torch.randn_like(oracles.conv(input, core, factors, None, *problem.geometry))
+    given = tk.tucker_conv_core_grad(input, grad, factors, problem.window, *problem.geometry)
+    assert torch.equal(tk.tucker_conv_core_grad(input, grad, factors, None, *problem.geometry), given)
+
+
+MISTAKES = {
+    "stride and dilation swapped": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(
+        x, c, f, b, (1, 2), p, (2, 1), path
+    ),
+    "padding swapped": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(x, c, f, b, s, p[::-1], d, path),
+    "no bias": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(x, c, f, None, s, p, d, path),
+    "window flipped": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(x, c.flip(2), f, b, s, p, d, path),
+    "output ranks permuted": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(x, c.flip(0), f, b, s, p, d, path),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_oracle_rejects(mistake):
+    with pytest.raises(AssertionError):
+        check_against_oracle(BY_NAME["every_number_differs"], torch.float64, "chain", function=MISTAKES[mistake])
