@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -19,6 +18,8 @@ ROOT = Path(__file__).parent.resolve()
 
 class CMakeBuild(build_ext):
     def run(self):
+        import pybind11  # needed to build, not to pack a source distribution
+
         tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
         build = Path(os.environ.get("TK_BUILD_DIR", ROOT / "build" / tag))
         # An editable install leaves the module beside its sources, a wheel in build_lib.
@@ -34,14 +35,19 @@ class CMakeBuild(build_ext):
             f"-DTK_CUDA={os.environ.get('TK_CUDA', 'AUTO')}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
-        subprocess.run(configure, check=True)
+        _run(configure)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run([_tool("cmake"), "--build", str(build), "--parallel", jobs], check=True)
+        _run([_tool("cmake"), "--build", str(build), "--parallel", jobs])
         install = [_tool("cmake"), "--install", str(build), "--prefix", str(prefix)]
-        subprocess.run([*install, "--component", "python"], check=True)
+        _run([*install, "--component", "python"])
 
     def get_outputs(self):
         return []
+
+
+def _run(command):
+    if subprocess.run(command).returncode:
+        raise SystemExit("tucker-kernels: the build failed; the message above says why")
 
 
 def _tool(name):
