@@ -43,6 +43,25 @@ TK_API const char* tk_cpu_isa(void);
 TK_API tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t n, int64_t inner,
                                  const void* matrix, int64_t rows, int transpose, void* y, int threads);
 
+/* out = tensor ×_{modes[0]} matrices[0] ×_{modes[1]} …, every mode at most once; matrices[k] is
+ * (rows[k], n), or (n, rows[k]) with transpose. tensor and out are contiguous. */
+typedef struct {
+  const void* tensor;
+  void* out;
+  int32_t ndim, products, transpose;
+  int64_t shape[TK_MAX_MODES];
+  int32_t modes[TK_MAX_MODES];
+  int64_t rows[TK_MAX_MODES];
+  const void* matrices[TK_MAX_MODES];
+} tk_mode_products;
+
+/* The products are done in the order that takes the fewest operations. */
+TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* products, int threads);
+
+/* a is (outer, p, inner), b is (outer, q, inner), out is (p, q):  out[p,q] = sum_{o,i} a[o,p,i] b[o,q,i]. */
+TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const void* a, int64_t p, const void* b, int64_t q,
+                                   int64_t outer, int64_t inner, void* out, int threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -19,17 +19,7 @@ extern "C" {
 /* The GPU architectures the kernels were compiled for, for instance "80 90a". */
 TK_API const char* tk_cuda_architectures(void);
 
-/* out = tensor ×_{modes[0]} matrices[0] ×_{modes[1]} … in the order given; matrices[k] is (rows[k], n), or
- * (n, rows[k]) with transpose. tensor and out are contiguous. */
-typedef struct {
-  const void* tensor;
-  void* out;
-  int32_t ndim, products, transpose;
-  int64_t shape[TK_MAX_MODES];
-  int32_t modes[TK_MAX_MODES];
-  int64_t rows[TK_MAX_MODES];
-  const void* matrices[TK_MAX_MODES];
-} tk_mode_products;
+/* The products of each problem are done in the order given. */
 TK_API tk_status tk_multi_mode_dot_cuda(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
                                         void* workspace, int64_t* workspace_bytes, void* stream);
 

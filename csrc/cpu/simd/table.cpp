@@ -1,14 +1,18 @@
 // The table of this instruction set.
 #include "cpu/simd/table.h"
 
+#include "cpu/simd/copy.h"
 #include "cpu/simd/gemm.h"
+#include "cpu/simd/vector.h"
 
 #define TK_STRING_(x) #x
 #define TK_STRING(x) TK_STRING_(x)
 
 namespace tk::TK_ISA {
 
-extern const SimdTable<float> table_f32 = {TK_STRING(TK_ISA), gemm<float>, gram<float>};
-extern const SimdTable<double> table_f64 = {TK_STRING(TK_ISA), gemm<double>, gram<double>};
+extern const SimdTable<float> table_f32 = {TK_STRING(TK_ISA), gemm<float>, gram<float>, copy<float>,
+                                           Vector<float>::lanes};
+extern const SimdTable<double> table_f64 = {TK_STRING(TK_ISA), gemm<double>, gram<double>, copy<double>,
+                                            Vector<double>::lanes};
 
 }  // namespace tk::TK_ISA

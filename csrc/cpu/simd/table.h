@@ -33,10 +33,13 @@ struct SimdTable {
   // a_col). Products and sums are float64 whatever T is. One thread; scratch must hold gram_scratch doubles.
   void (*gram)(int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col, double* out, int64_t out_row,
                double* scratch);
+  // Copies `count` pieces of `length` adjacent elements, from_step and to_step elements apart.
+  void (*copy)(int64_t count, int64_t length, const T* from, int64_t from_step, T* to, int64_t to_step);
+  int lanes;  // elements of one vector
 };
 
 // Elements of scratch one thread needs for any gemm or gram call.
-constexpr int64_t gemm_scratch = 256 * 1024, gram_scratch = gemm_scratch + 32 * 1024;
+constexpr int64_t gemm_scratch = 16 * 1024, gram_scratch = gemm_scratch + 32 * 1024;
 
 namespace baseline {
 extern const SimdTable<float> table_f32;
