@@ -118,7 +118,7 @@ def _replace(model, replaced):
     if model in replaced:
         return replaced[model]
     for module in list(model.modules()):
-        for name, child in list(module.named_children()):
+        for name, child in list(module._modules.items()):  # named_children() lists a shared layer once
             if child in replaced:
                 setattr(module, name, replaced[child])
     return model

@@ -10,7 +10,7 @@ from tdlrt.transport import corner, pad, pad_state, polish, project_state
 
 
 class NonFiniteError(FloatingPointError):
-    """A gradient holds NaN or Inf. Nothing was changed: factors, cores, ranks and all other parameters are as before."""
+    """A gradient holds NaN or Inf. Factors, cores, ranks and all other parameters are as they were before the step."""
 
 
 @dataclass

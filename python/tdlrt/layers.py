@@ -129,6 +129,9 @@ class TuckerLayer(nn.Module):
     def extra_repr(self):
         return f"weight={self.weight_shape}, ranks={self.ranks}, modes={self.modes}, bias={self.bias is not None}"
 
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"
+
 
 def replace_data(parameter, data):
     """`parameter.data = data`, also when the shape changes while an old graph is alive.
@@ -248,7 +251,10 @@ class _TuckerConv(TuckerLayer):
         return y if batched is input else y.squeeze(0)
 
     def core_gradient(self, input, grad_output, factors):
-        """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient."""
+        """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
+
+        Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
+        """
         if input.ndim == self.dimensions + 1:
             input, grad_output = input.unsqueeze(0), grad_output.unsqueeze(0)
         factors = [None if f is None else f.to(grad_output.dtype) for f in factors]
@@ -365,7 +371,10 @@ class TuckerLinear(TuckerLayer):
         return tk.tucker_linear(x, core, factors, bias, self.out_modes, path=self.path)
 
     def core_gradient(self, input, grad_output, factors):
-        """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient."""
+        """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
+
+        Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
+        """
         factors = [None if f is None else f.to(grad_output.dtype) for f in factors]
         x = input.to(grad_output.dtype)
         gradient = tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
@@ -404,7 +413,7 @@ class TuckerLinear(TuckerLayer):
         return _copied(dense, self.weight, self.bias).train(self.training)
 
     def to_sequential(self):
-        """The same map as plain layers: project, core, expand. Weights of more than two modes become one dense layer."""
+        """The same map as plain layers: project, core, expand; one dense layer for more than two modes."""
         if len(self.weight_shape) > 2:
             return nn.Sequential(self.to_dense())
         left, right = self.factors

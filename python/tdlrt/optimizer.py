@@ -19,10 +19,10 @@ ON_NONFINITE = ("raise", "skip")
 class TDLRT(torch.optim.Optimizer):
     """Trains the Tucker layers of a model on the manifold of low-rank weights, and everything else as usual.
 
-    A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with the
-    base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The update
-    depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core has small
-    singular values. Momentum and moments move with the bases.
+    A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with
+    the base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The
+    update depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core
+    has small singular values. Momentum and moments move with the bases.
 
     Args:
         model: a module; all of its parameters are stepped. The dense ones are updated once per step, in the same pass.

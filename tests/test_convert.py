@@ -1,0 +1,130 @@
+"""Whole models to Tucker and back."""
+
+import copy
+import logging
+
+import pytest
+import tdlrt
+import torch
+from torch import nn
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.recurrent = nn.GRU(16, 16, batch_first=True)
+        self.head = nn.Linear(16, 10)
+        self.tied = nn.Linear(16, 10, bias=False)
+        self.tied.weight = self.head.weight
+
+    def forward(self, x):
+        x = self.up(self.depthwise(self.body(self.stem(x)))).flatten(2).mean(2)
+        x = self.attention(x[:, None], x[:, None], x[:, None])[0]
+        return self.head(self.recurrent(x)[0][:, 0]) + self.tied(x[:, 0])
+
+
+def kinds(model):
+    return {name for name, m in model.named_modules() if hasattr(m, "core")}
+
+
+def test_what_is_replaced_and_what_is_reported(caplog):
+    model = Mixed()
+    with caplog.at_level(logging.INFO, logger="tdlrt"):
+        result = tdlrt.tuckerize(model, ranks=0.5)
+    assert result is model
+    assert kinds(model) == {"body.0"}
+    for name, reason in {
+        "stem": "below min_features=8",
+        "depthwise": "groups=16",
+        "up": "transposed",
+        "attention": "attention",
+        "recurrent": "recurrent",
+        "head": "shared",
+        "tied": "shared",
+    }.items():
+        assert any(name in message and reason in message for message in caplog.messages), name
+    assert model.body[0].ranks == (8, 8, 3, 3)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_skip_min_features_and_dicts():
+    def net():
+        return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten(), nn.Linear(24, 10))
+
+    assert kinds(tdlrt.tuckerize(net(), ranks=4)) == {"2", "4"}
+    assert kinds(tdlrt.tuckerize(net(), ranks=4, min_features=0)) == {"0", "2", "4"}
+    assert kinds(tdlrt.tuckerize(net(), ranks=4, skip=("4",))) == {"2"}
+    model = tdlrt.tuckerize(net(), ranks={"2": (6, 5), "4": 0.5})
+    assert model[2].ranks == (6, 5, 3, 3)
+    assert model[4].ranks == (5, 5)  # half of 24 would be infeasible beside half of 10
+    with pytest.raises(ValueError, match="names 'conv9', but no such layer exists"):
+        tdlrt.tuckerize(net(), ranks={"conv9": 3})
+    with pytest.raises(ValueError, match="skip names 'x'"):
+        tdlrt.tuckerize(net(), skip=("x",))
+    with pytest.raises(TypeError, match="skip must be a sequence"):
+        tdlrt.tuckerize(net(), skip="2")
+    with pytest.raises(ValueError, match="either ranks or tol"):
+        tdlrt.tuckerize(net(), ranks=2, tol=0.1)
+
+
+def test_a_single_layer_and_a_layer_used_twice():
+    assert isinstance(tdlrt.tuckerize(nn.Linear(20, 30), ranks=4), tdlrt.TuckerLinear)
+    shared = nn.Linear(16, 16)
+    model = tdlrt.tuckerize(nn.Sequential(shared, nn.ReLU(), shared), ranks=4)
+    assert model[0] is model[2]
+    assert isinstance(model[0], tdlrt.TuckerLinear)
+
+
+@pytest.mark.parametrize("modes", ["channels", "all"])
+def test_round_trips(modes):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, stride=2)),
+        *(nn.Flatten(), nn.Linear(12 * 9, 10)),
+    )
+    model = tdlrt.tuckerize(model.double(), ranks=0.5, modes=modes).eval()
+    before = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    for convert in (tdlrt.to_dense, tdlrt.to_sequential):
+        plain = convert(model)
+        assert not kinds(plain)
+        assert not any(m.training for m in plain.modules())
+        assert torch.allclose(plain(x), model(x), atol=1e-12)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the model itself is untouched
+
+
+def test_requires_grad_and_training_mode_are_kept():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[0].requires_grad_(False)
+    model.eval()
+    tdlrt.tuckerize(model, ranks=4)
+    assert not any(p.requires_grad for p in model[0].parameters())
+    assert all(p.requires_grad for p in model[1].parameters())
+    assert not model[0].training
+
+
+def test_compression_counts():
+    model = tdlrt.tuckerize(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1, bias=False)), ranks=4)
+    found = tdlrt.compression(model)
+    first = 32 * 4 + 16 * 4 + 4 * 4 * 9
+    second = 8 * 4 + 32 * 4 + 16
+    assert tdlrt.ranks(model) == {"0": (4, 4, 3, 3), "2": (4, 4, 1, 1)}
+    assert found.factorised_parameters == first + second
+    assert found.factorised_dense_parameters == 32 * 16 * 9 + 8 * 32
+    assert found.parameters == sum(p.numel() for p in model.parameters()) == first + second + 32
+    assert found.dense_parameters == 32 * 16 * 9 + 8 * 32 + 32
+    assert found.factorised_compression == pytest.approx(1 - (first + second) / (32 * 16 * 9 + 8 * 32))
+    assert found.multiply_adds == first + second
+    assert found.dense_multiply_adds == 32 * 16 * 9 + 8 * 32
+
+
+def test_multiply_adds_of_window_factors_are_those_of_the_absorbed_core():
+    layer = tdlrt.TuckerConv2d(16, 32, 3, ranks=(4, 4, 2, 2), modes="all")
+    assert tdlrt.compression(layer).multiply_adds == 32 * 4 + 16 * 4 + 4 * 4 * 9
+    linear = tdlrt.TuckerLinear(24, 16, ranks=3)
+    assert tdlrt.compression(linear).multiply_adds == 24 * 3 + 9 + 16 * 3

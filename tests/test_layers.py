@@ -1,0 +1,215 @@
+"""Tucker layers against the dense layers they stand for."""
+
+import copy
+import io
+import itertools
+import pickle
+
+import pytest
+import tdlrt
+import torch
+from tdlrt.layers import mode_ranks, replace_data
+from torch import nn
+
+CONVOLUTIONS = [
+    (tdlrt.TuckerConv1d, nn.Conv1d, (12,)),
+    (tdlrt.TuckerConv2d, nn.Conv2d, (9, 8)),
+    (tdlrt.TuckerConv3d, nn.Conv3d, (6, 5, 7)),
+]
+GEOMETRIES = [
+    {"padding": 1},
+    {"stride": 2, "padding": 1, "dilation": 2},
+    {"padding": "same"},
+    {"padding": "same", "kernel_size": 4},  # asymmetric: one more on the right
+    {"padding": "valid", "bias": False},
+    {"padding": 2, "padding_mode": "reflect"},
+    {"padding": 1, "padding_mode": "circular", "stride": 2},
+    {"padding": 1, "padding_mode": "replicate"},
+]
+
+
+def assert_same(actual, expected, tolerance=1e-12):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * max(expected.abs().max().item(), 1.0)
+
+
+@pytest.mark.parametrize(("tucker", "dense_class", "size"), CONVOLUTIONS)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("modes", ["channels", "all"])
+def test_full_rank_convolution_equals_dense(tucker, dense_class, size, geometry, modes):
+    torch.manual_seed(0)
+    geometry = {"kernel_size": 3, **geometry}
+    dense = dense_class(4, 5, **geometry).double()
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    layer = tucker.from_dense(dense, modes=modes)
+    assert_same(layer(x), dense(x))
+    assert_same(layer(x[0]), dense(x[0]))  # without a batch dimension, as nn.Conv* allows
+    assert_same(layer.to_dense().weight, dense.weight)
+    assert_same(layer.to_dense()(x), dense(x))
+    assert_same(layer.to_sequential()(x), dense(x))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("modes", ["channels", "all"])
+def test_core_gradient_is_the_projected_weight_gradient(geometry, modes):
+    torch.manual_seed(1)
+    layer = tdlrt.TuckerConv2d(4, 5, **{"kernel_size": 3, **geometry}, ranks=2, modes=modes, dtype=torch.float64)
+    dense = layer.to_dense()
+    x = torch.randn(3, 4, 9, 8, dtype=torch.float64)
+    y = dense(x)
+    dy = torch.randn_like(y)
+    (G,) = torch.autograd.grad(y, dense.weight, dy)
+    bases = [
+        None if f is None else torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0][:, : min(n, 3)]
+        for n, f in zip(layer.weight_shape, layer.factors)
+    ]
+    expected = G
+    for mode, basis in enumerate(bases):
+        if basis is not None:
+            expected = torch.tensordot(basis.T, expected, dims=([1], [mode])).movedim(0, mode)
+    assert_same(layer.core_gradient(x, dy, bases), expected, 1e-11)
+    assert_same(layer.core_gradient(x[0], dy[0], bases) + layer.core_gradient(x[1:], dy[1:], bases), expected, 1e-11)
+
+
+@pytest.mark.parametrize(("sizes_in", "sizes_out"), [(12, 10), ((3, 4), 10), (12, (2, 5)), ((3, 2, 2), (5, 2))])
+def test_linear(sizes_in, sizes_out):
+    torch.manual_seed(2)
+    dense = nn.Linear(12, 10).double()
+    layer = tdlrt.TuckerLinear.from_dense(dense, in_modes=sizes_in, out_modes=sizes_out)
+    x = torch.randn(4, 3, 12, dtype=torch.float64)
+    for each in (x, x[0], x[0, 0]):
+        assert_same(layer(each), dense(each))
+    assert_same(layer.to_dense()(x), dense(x))
+    assert_same(layer.to_sequential()(x), dense(x))
+    dy = torch.randn(4, 3, 10, dtype=torch.float64)
+    G = torch.einsum("abo,abi->oi", dy, x).reshape(layer.weight_shape)
+    expected = G
+    for mode, U in enumerate(layer.factors):
+        expected = torch.tensordot(U.detach().T, expected, dims=([1], [mode])).movedim(0, mode)
+    assert_same(layer.core_gradient(x, dy, list(layer.factors)), expected, 1e-11)
+
+
+@pytest.mark.parametrize("tol", [0.5, 0.2, 0.05])
+@pytest.mark.parametrize("modes", ["channels", "all"])
+def test_from_dense_keeps_the_tolerance(tol, modes):
+    torch.manual_seed(3)
+    dense = nn.Conv2d(16, 20, 3).double()
+    layer = tdlrt.TuckerConv2d.from_dense(dense, tol=tol, modes=modes)
+    error = torch.linalg.vector_norm(layer.weight - dense.weight) / torch.linalg.vector_norm(dense.weight)
+    assert error <= tol
+    assert tdlrt.orthogonality_error(layer) < 1e-14
+    if tol == 0.5:
+        assert layer.ranks[0] < 20
+
+
+def test_from_dense_at_ranks_is_nearly_the_best():
+    torch.manual_seed(4)
+    dense = nn.Linear(9, 7).double()
+    layer = tdlrt.TuckerLinear.from_dense(dense, ranks=3)
+    best = torch.linalg.svdvals(dense.weight)[3:].norm()  # Eckart–Young
+    assert torch.linalg.vector_norm(layer.weight - dense.weight) <= best * (1 + 1e-10)
+
+
+def test_fresh_layers_have_the_norm_of_dense_ones():
+    torch.manual_seed(5)
+    layer = tdlrt.TuckerConv2d(32, 48, 3, ranks=0.25)
+    dense = nn.Conv2d(32, 48, 3)
+    ratio = torch.linalg.vector_norm(layer.weight) / torch.linalg.vector_norm(dense.weight)
+    assert 0.97 < ratio < 1.03
+    assert tdlrt.orthogonality_error(layer) < 1e-6
+    assert layer.ranks == (12, 8, 3, 3)
+
+
+def test_ranks_are_feasible():
+    for ranks, shape in itertools.product([None, 5, 0.5, (6, 4, 1, 1)], [(12, 4, 1, 1), (3, 40, 2, 2), (8, 2, 1, 1)]):
+        modes = tuple(range(4))
+        result = mode_ranks(ranks, shape, modes)
+        for i, r in enumerate(result):
+            rest = 1
+            for j, other in enumerate(result):
+                rest *= other if j != i else 1
+            assert 1 <= r <= min(shape[i], rest)
+
+
+@pytest.mark.parametrize("modes", ["channels", "all"])
+def test_state_dict_of_another_rank_loads(modes):
+    source = tdlrt.TuckerConv2d(6, 8, 3, ranks=(5, 4, 2, 3), modes=modes)
+    target = tdlrt.TuckerConv2d(6, 8, 3, ranks=2, modes=modes)
+    x = torch.randn(2, 6, 7, 7)
+    target(x).sum().backward()  # a graph with the old shapes is alive
+    target.load_state_dict(source.state_dict())
+    assert target.ranks == source.ranks
+    assert torch.equal(target(x), source(x))
+    target(x).sum().backward()
+    assert target.core.grad.shape == source.core.shape
+
+
+def test_state_dict_of_another_layer_is_refused():
+    source, target = tdlrt.TuckerConv2d(6, 8, 3, ranks=2), tdlrt.TuckerConv2d(6, 9, 3, ranks=2)
+    with pytest.raises(RuntimeError, match=r"bias|factors"):
+        target.load_state_dict(source.state_dict())
+
+
+def test_module_habits():
+    model = nn.Sequential(tdlrt.TuckerConv2d(3, 8, 3, ranks=2), nn.Flatten(), tdlrt.TuckerLinear(72, 4, ranks=3))
+    x = torch.randn(2, 3, 5, 5)
+    y = model(x)
+    optimizer = tdlrt.TDLRT(model, lr=0.1)  # its hooks must not travel with copies
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), y)
+        twin(x).sum().backward()
+        assert not optimizer.capture.pairs(model[0])
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    model.load_state_dict(torch.load(buffer, weights_only=True))
+    double = copy.deepcopy(model).double()
+    assert double(x.double()).dtype == torch.float64
+    assert len(repr(model).splitlines()) <= 6
+    assert len(list(model.parameters())) == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(tdlrt.TuckerConv2d(8, 8, 3, ranks=4), nn.Flatten(), tdlrt.TuckerLinear(8 * 9, 5, ranks=4))
+    x = torch.randn(4, 8, 5, 5)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=dtype):
+        y = model(x)
+    assert y.dtype == dtype
+    assert (y.float() - exact).abs().max() < 0.02 * exact.abs().max()
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_replacing_data_forgets_the_old_gradient_shape():
+    parameter = nn.Parameter(torch.randn(3, 4))
+    alive = (parameter * 2).sum()
+    alive.backward()
+    replace_data(parameter, torch.randn(2, 4))
+    (parameter * 2).sum().backward()
+    assert parameter.grad.shape == (2, 4)
+    assert alive.item() is not None
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3, ranks=0), ValueError, "ranks is 0"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3, ranks=1.5), ValueError, r"ranks is 1.5.*\(0, 1\]"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3, ranks=(1, 2, 3)), ValueError, r"ranks is \(1, 2, 3\)"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3, modes="window"), ValueError, "modes is 'window'"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3, padding_mode="mirror"), ValueError, "padding_mode"),
+        (lambda: tdlrt.TuckerLinear((3, 0), 4), ValueError, r"in_features is \(3, 0\)"),
+        (lambda: tdlrt.TuckerConv2d.from_dense(nn.Conv2d(4, 4, 3, groups=2)), ValueError, "groups=2"),
+        (lambda: tdlrt.TuckerConv2d.from_dense(nn.Conv1d(4, 4, 3)), TypeError, "Conv2d, got Conv1d"),
+        (lambda: tdlrt.TuckerLinear.from_dense(nn.Linear(4, 4), ranks=2, tol=0.1), ValueError, "either ranks or tol"),
+        (lambda: tdlrt.TuckerLinear.from_dense(nn.Linear(6, 4), in_modes=(2, 2)), ValueError, "in_modes"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3)(torch.randn(2, 5, 8, 8)), ValueError, "5 channels"),
+        (lambda: tdlrt.TuckerConv2d(3, 4, 3)(torch.randn(2, 3, 2, 2)), ValueError, "smaller than the window"),
+    ],
+)
+def test_bad_arguments(build, error, words):
+    with pytest.raises(error, match=words):
+        build()
