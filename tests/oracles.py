@@ -1,4 +1,4 @@
-"""What is expected, in float64, from torch.einsum and torch.nn.functional alone: nothing here is the code under test."""
+"""What is expected, in float64, from torch.einsum and torch.nn.functional: nothing of the code under test."""
 
 import string
 

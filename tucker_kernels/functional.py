@@ -36,7 +36,7 @@ def fold(matrix, mode, shape):
     validation.tensor("matrix", matrix, ndim=2)
     shape = tuple(shape)
     mode = validation.mode("mode", mode, len(shape))
-    expected = (shape[mode], math.prod(s for i, s in enumerate(shape) if i != mode))
+    expected = (shape[mode], math.prod(shape[:mode] + shape[mode + 1 :]))
     if tuple(matrix.shape) != expected:
         raise ValueError(
             f"matrix has shape {tuple(matrix.shape)}; folding mode {mode} of shape {shape} needs {expected}"
@@ -62,9 +62,13 @@ def mode_dot(tensor, matrix, mode, transpose=False):
     return _mode_dot(tensor, matrix, mode, transpose)
 
 
-def _mode_dot(tensor, matrix, mode, transpose):
+def _needs_gradient(*operands):
     """A `Function` costs as much again as a small product, so it is left out where no gradient can be asked for."""
-    if torch.is_grad_enabled():
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+
+
+def _mode_dot(tensor, matrix, mode, transpose):
+    if _needs_gradient(tensor, matrix):
         return ModeDot.apply(tensor, matrix, mode, transpose)
     return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
 
@@ -99,9 +103,10 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
     chosen = [modes[i] for i, _ in kept]
     if len(kept) == 1:
         return _mode_dot(tensor, kept[0][1], chosen[0], transpose)
-    if torch.is_grad_enabled():
-        return MultiModeDot.apply(tensor, chosen, transpose, *(m for _, m in kept))
-    return call(ops.multi_mode_dot.default, tensor, [m for _, m in kept], chosen, transpose)
+    operands = [m for _, m in kept]
+    if _needs_gradient(tensor, *operands):
+        return MultiModeDot.apply(tensor, chosen, transpose, *operands)
+    return call(ops.multi_mode_dot.default, tensor, operands, chosen, transpose)
 
 
 def tucker_to_tensor(core, factors):
@@ -189,8 +194,9 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         y = convolution(input, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
     operands = (input, core, out_factor, in_factor, bias)
-    save = not recompute and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
-    return TuckerConv.apply(*operands, stride, padding, dilation, path, save)
+    if _needs_gradient(*operands):
+        return TuckerConv.apply(*operands, stride, padding, dilation, path, not recompute)
+    return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]
 
 
 def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1):
@@ -418,6 +424,8 @@ def batched_qr(matrices):
     R, where a column depends on those before it). Differentiable where m_i ≥ n_i and the rank is full.
     """
     matrices = validation.matrices("matrices", matrices)
+    if not _needs_gradient(*matrices):
+        return tuple(call(ops.batched_qr.default, matrices))
     flat = BatchedQR.apply(*matrices)
     return list(flat[: len(matrices)]), list(flat[len(matrices) :])
 
@@ -430,5 +438,7 @@ def batched_svd(matrices):
     values are distinct and non-zero; signs of singular vectors are not determined.
     """
     matrices = validation.matrices("matrices", matrices)
+    if not _needs_gradient(*matrices):
+        return tuple(call(ops.batched_svd.default, matrices))
     flat, count = BatchedSVD.apply(*matrices), len(matrices)
     return list(flat[:count]), list(flat[count : 2 * count]), list(flat[2 * count :])

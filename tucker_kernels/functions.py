@@ -53,7 +53,8 @@ class MultiModeDot(Function):
     """Y = X ×_{m₁} M₁ ×_{m₂} M₂ …   dX = dY ×_i Mᵢᵀ,   dMᵢ = dY_(i) (X ×_{j≠i} Mⱼ)_(i)ᵀ."""
 
     @staticmethod
-    def forward(ctx, tensor, modes, transpose, *matrices):
+    def forward(ctx, *args):  # torch._dynamo drops ctx where the arguments are as many as the parameters named here
+        tensor, modes, transpose, *matrices = args
         ctx.save_for_backward(tensor, *matrices)
         ctx.modes, ctx.transpose = modes, transpose
         return call(ops.multi_mode_dot.default, tensor, matrices, modes, transpose)

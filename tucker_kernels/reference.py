@@ -81,7 +81,8 @@ def _like(result, tensor):
     """The result in the memory format of the operand (contiguous, channels-last or any other permutation)."""
     order = dimension_order(tensor)
     inverse = [order.index(i) for i in range(len(order))]
-    return result.permute(order).contiguous().permute(inverse)
+    # A clone, because `contiguous` keeps odd strides of size-one dimensions, and results do not depend on history.
+    return result.permute(order).clone(memory_format=torch.contiguous_format).permute(inverse)
 
 
 # ---- Tucker convolution, the chain: 1×1 → core window → 1×1 ----------------------------------------------
