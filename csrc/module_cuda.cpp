@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <stdexcept>
 #include <string>
@@ -40,27 +41,28 @@ py::dict describe(const tk::Plan& plan) {
   return out;
 }
 
-// Binds one operator, both ways. `Problem` is what Python gives per problem, `convert` makes the C struct of
-// it.
-template <class Problem, class Convert, class MakePlan, class Call>
-void bind(py::module_& m, const char* name, Convert convert, MakePlan make_plan, Call call) {
+// Binds one operator, both ways. `convert` makes the C struct of what Python gives per problem.
+template <class Given, class Problem>
+void bind(py::module_& m, const char* name, Problem (*convert)(const Given&),
+          tk::PlanFunction<Problem> make_plan,
+          tk_status (*call)(tk_dtype, int32_t, const Problem*, void*, int64_t*, void*)) {
   const std::string what = name;
-  const auto converted = [convert](const std::vector<Problem>& given) {
-    std::vector<decltype(convert(given[0]))> problems;
-    for (const Problem& one : given) problems.push_back(convert(one));
+  const auto converted = [convert](const std::vector<Given>& given) {
+    std::vector<Problem> problems;
+    for (const Given& one : given) problems.push_back(convert(one));
     return problems;
   };
-  m.def((what + "_cuda_plan").c_str(),
-        [=](int dtype, const std::vector<Problem>& given, uintptr_t workspace, int multiprocessors) {
-          const auto problems = converted(given);
-          tk::Plan plan;
-          check(make_plan(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()),
-                          problems.data(), reinterpret_cast<void*>(workspace), multiprocessors, &plan),
-                what.c_str());
-          return describe(plan);
-        });
-  if constexpr (!std::is_same_v<Call, std::nullptr_t>)
-    m.def((what + "_cuda").c_str(), [=](int dtype, const std::vector<Problem>& given, uintptr_t workspace,
+  m.def((what + "_cuda_plan").c_str(), [=](int dtype, const std::vector<Given>& given, uintptr_t workspace,
+                                           int multiprocessors, int64_t shared_bytes) {
+    const auto problems = converted(given);
+    tk::Plan plan;
+    check(make_plan(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
+                    reinterpret_cast<void*>(workspace), {multiprocessors, shared_bytes}, &plan),
+          what.c_str());
+    return describe(plan);
+  });
+  if (call != nullptr)
+    m.def((what + "_cuda").c_str(), [=](int dtype, const std::vector<Given>& given, uintptr_t workspace,
                                         int64_t bytes, uintptr_t stream) {
       const auto problems = converted(given);
       check(call(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
@@ -70,27 +72,119 @@ void bind(py::module_& m, const char* name, Convert convert, MakePlan make_plan,
     });
 }
 
-// (tensor, out, shape, modes, rows, matrices, transpose)
-using ModeProducts = std::tuple<uintptr_t, uintptr_t, std::vector<int64_t>, std::vector<int32_t>,
-                                std::vector<int64_t>, std::vector<uintptr_t>, bool>;
+template <class T = void>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
 
-tk_mode_products mode_products(const ModeProducts& given) {
+using Addresses = std::vector<uintptr_t>;
+using Sizes = std::vector<int64_t>;
+
+void copy_sizes(const char* what, const Sizes& from, int64_t (&to)[TK_MAX_MODES], size_t expected) {
+  if (from.size() != expected || expected > TK_MAX_MODES)
+    throw std::runtime_error(std::string(what) +
+                             ": at most 8 modes, and as many entries as modes in every list");
+  std::copy(from.begin(), from.end(), to);
+}
+
+// (tensor, out, shape, modes, rows, matrices, transpose)
+using GivenProducts = std::tuple<uintptr_t, uintptr_t, Sizes, Sizes, Sizes, Addresses, bool>;
+tk_mode_products mode_products(const GivenProducts& given) {
   const auto& [tensor, out, shape, modes, rows, matrices, transpose] = given;
-  if (shape.size() > TK_MAX_MODES || modes.size() > TK_MAX_MODES || rows.size() != modes.size() ||
-      matrices.size() != modes.size())
-    throw std::runtime_error("multi_mode_dot: at most 8 modes, with one row count and one matrix each");
   tk_mode_products p{};
-  p.tensor = reinterpret_cast<const void*>(tensor);
-  p.out = reinterpret_cast<void*>(out);
+  p.tensor = pointer(tensor);
+  p.out = pointer(out);
   p.ndim = static_cast<int32_t>(shape.size());
   p.products = static_cast<int32_t>(modes.size());
   p.transpose = transpose;
-  for (size_t d = 0; d < shape.size(); ++d) p.shape[d] = shape[d];
+  copy_sizes("multi_mode_dot", shape, p.shape, shape.size());
+  copy_sizes("multi_mode_dot", rows, p.rows, modes.size());
+  if (matrices.size() != modes.size()) throw std::runtime_error("multi_mode_dot: one matrix for each mode");
   for (size_t k = 0; k < modes.size(); ++k) {
-    p.modes[k] = modes[k];
-    p.rows[k] = rows[k];
-    p.matrices[k] = reinterpret_cast<const void*>(matrices[k]);
+    p.modes[k] = static_cast<int32_t>(modes[k]);
+    p.matrices[k] = pointer(matrices[k]);
   }
+  return p;
+}
+
+// (a, b, out, outer, inner, a_size, b_size)
+using GivenCrossGram = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+tk_cross_gram cross_gram(const GivenCrossGram& given) {
+  const auto& [a, b, out, outer, inner, a_size, b_size] = given;
+  return {pointer(a), pointer(b), pointer(out), outer, inner, a_size, b_size};
+}
+
+// (basis, direction, tangent, kept, n, r, p)
+using GivenTangent = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
+tk_tangent tangent(const GivenTangent& given) {
+  const auto& [basis, direction, out, kept, n, r, columns] = given;
+  return {pointer(basis), pointer(direction), pointer(out), pointer<int64_t>(kept), n, r, columns};
+}
+
+// (core, new_core, projections, ranks, error, shape, min_ranks, max_ranks, width, tol, per_mode, sweeps)
+using GivenTruncation = std::tuple<uintptr_t, uintptr_t, Addresses, uintptr_t, uintptr_t, Sizes, Sizes, Sizes,
+                                   int32_t, double, bool, int32_t>;
+tk_truncation truncation(const GivenTruncation& given) {
+  const auto& [core, new_core, projections, ranks, error, shape, least, most, width, tol, per_mode, sweeps] =
+      given;
+  tk_truncation p{};
+  p.core = pointer(core);
+  p.new_core = pointer(new_core);
+  p.ranks = pointer<int64_t>(ranks);
+  p.error = pointer<double>(error);
+  p.tol = tol;
+  p.ndim = static_cast<int32_t>(shape.size());
+  p.width = width;
+  p.per_mode = per_mode;
+  p.sweeps = sweeps;
+  copy_sizes("hosvd_truncate", shape, p.shape, shape.size());
+  copy_sizes("hosvd_truncate", least, p.min_ranks, shape.size());
+  copy_sizes("hosvd_truncate", most, p.max_ranks, shape.size());
+  if (projections.size() != shape.size())
+    throw std::runtime_error("hosvd_truncate: one projection for each mode");
+  for (size_t d = 0; d < shape.size(); ++d) p.projections[d] = pointer(projections[d]);
+  return p;
+}
+
+// (matrix, q, r, m, n)
+using GivenQR = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+tk_qr qr(const GivenQR& given) {
+  const auto& [matrix, q, r, m, n] = given;
+  return {pointer(matrix), pointer(q), pointer(r), m, n};
+}
+
+// (matrix, u, s, vh, m, n)
+using GivenSVD = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
+tk_svd svd(const GivenSVD& given) {
+  const auto& [matrix, u, s, vh, m, n] = given;
+  return {pointer(matrix), pointer(u), pointer(s), pointer(vh), m, n};
+}
+
+// ([core, gradient, first, second, new_core, new_first, new_second, norm], shape, augmented,
+//  [optimizer, step, nesterov, decoupled], [lr, momentum, dampening, weight_decay, beta1, beta2, epsilon])
+using GivenStep =
+    std::tuple<std::array<uintptr_t, 8>, Sizes, Sizes, std::array<int64_t, 4>, std::array<double, 7>>;
+tk_core_step step(const GivenStep& given) {
+  const auto& [addresses, shape, augmented, choices, numbers] = given;
+  tk_core_step p{};
+  tk_core_step_tensors& t = p.tensors;
+  t.core = pointer(addresses[0]);
+  t.gradient = pointer(addresses[1]);
+  t.first = pointer(addresses[2]);
+  t.second = pointer(addresses[3]);
+  t.new_core = pointer(addresses[4]);
+  t.new_first = pointer(addresses[5]);
+  t.new_second = pointer(addresses[6]);
+  t.norm = pointer<double>(addresses[7]);
+  t.ndim = static_cast<int32_t>(shape.size());
+  copy_sizes("core_step", shape, t.shape, shape.size());
+  copy_sizes("core_step", augmented, t.augmented, shape.size());
+  p.optimizer = static_cast<tk_optimizer>(choices[0]);
+  p.step = choices[1];
+  p.nesterov = static_cast<int32_t>(choices[2]);
+  p.decoupled = static_cast<int32_t>(choices[3]);
+  p.lr = numbers[0], p.momentum = numbers[1], p.dampening = numbers[2], p.weight_decay = numbers[3];
+  p.beta1 = numbers[4], p.beta2 = numbers[5], p.epsilon = numbers[6];
   return p;
 }
 
@@ -106,6 +200,11 @@ void bind_cuda(py::module_& m) {
 #if defined(TK_CUDA_ARCHITECTURES)
   m.def("cuda_architectures", &tk_cuda_architectures);
 #endif
-  bind<ModeProducts>(m, "multi_mode_dot", mode_products, tk::multi_mode_dot_plan,
-                     TK_CALL(tk_multi_mode_dot_cuda));
+  bind(m, "multi_mode_dot", mode_products, tk::multi_mode_dot_plan, TK_CALL(tk_multi_mode_dot_cuda));
+  bind(m, "cross_gram", cross_gram, tk::cross_gram_plan, TK_CALL(tk_cross_gram_cuda));
+  bind(m, "tangent_basis", tangent, tk::tangent_basis_plan, TK_CALL(tk_tangent_basis_cuda));
+  bind(m, "hosvd_truncate", truncation, tk::hosvd_truncate_plan, TK_CALL(tk_hosvd_truncate_cuda));
+  bind(m, "batched_qr", qr, tk::batched_qr_plan, TK_CALL(tk_batched_qr_cuda));
+  bind(m, "batched_svd", svd, tk::batched_svd_plan, TK_CALL(tk_batched_svd_cuda));
+  bind(m, "core_step", step, tk::core_step_plan, TK_CALL(tk_core_step_cuda));
 }

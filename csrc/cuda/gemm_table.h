@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cuda/plan.h"
+#include "kernels/limits.h"
 
 namespace tk {
 
@@ -19,8 +20,6 @@ struct Matrix {
 template <class T>
 class GemmTable {
  public:
-  static constexpr int32_t tile = 64, threads = 128;  // of grouped_gemm
-
   // out (m×n, rows out_row apart) = a (m×depth) b (depth×n); the caller adds what else it wants. Empty
   // products are left out (an empty sum is not: it writes zeros).
   GemmProblem<T>& add(int64_t m, int64_t n, int64_t depth, Matrix<T> a, Matrix<T> b, T* out,
@@ -29,6 +28,7 @@ class GemmTable {
     p.a = a.data, p.a_row = a.row, p.a_col = a.col;
     p.b = b.data, p.b_row = b.row, p.b_col = b.col;
     p.out = out, p.out_row = out_row, p.out_col = 1;
+    p.source_row = out_row, p.source_col = 1;
     p.m = static_cast<int32_t>(m), p.n = static_cast<int32_t>(n), p.depth = static_cast<int32_t>(depth);
     p.alpha = 1;
     p.first_tile = static_cast<int32_t>(tiles_);
@@ -41,10 +41,12 @@ class GemmTable {
     return unused_;
   }
 
-  static int64_t tiles(int64_t m, int64_t n) { return (m + tile - 1) / tile * ((n + tile - 1) / tile); }
+  static int64_t tiles(int64_t m, int64_t n) {
+    return (m + gemm_tile - 1) / gemm_tile * ((n + gemm_tile - 1) / gemm_tile);
+  }
 
   void launch(PlanBuilder& builder) const {
-    builder.persistent(Kernel::grouped_gemm, problems_, tiles_, threads);
+    builder.persistent(Kernel::grouped_gemm, problems_, tiles_, gemm_threads);
   }
 
  private:

@@ -4,7 +4,10 @@
 
 #include "core/portability.h"
 #include "cuda/operators.h"
+#include "kernels/column_norms.cuh"
+#include "kernels/core_step.cuh"
 #include "kernels/grouped_gemm.cuh"
+#include "kernels/truncation_error.cuh"
 
 namespace tk {
 namespace {
@@ -21,51 +24,85 @@ void store(const Plan& plan, char* workspace, cudaStream_t stream) {
   }
 }
 
+// A launch on the way to its kernel.
+struct Start {
+  const Launch& launch;
+  const char* table;
+  cudaStream_t stream;
+
+  // A persistent grid over tiles.
+  template <class Problem>
+  tk_status tiles(void (*kernel)(const Problem*, int, int)) const {
+    TK_LAUNCH(kernel, dim3(launch.grid), dim3(launch.block), launch.shared, stream,
+              reinterpret_cast<const Problem*>(table), launch.count, launch.work);
+    return TK_OK;
+  }
+
+  // One block per problem, with shared memory by the size of the problem.
+  template <class Problem>
+  tk_status blocks(void (*kernel)(const Problem*)) const {
+    if (launch.shared > 48 * 1024 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                          static_cast<int>(launch.shared)) != cudaSuccess)
+      return TK_CUDA_ERROR;
+    TK_LAUNCH(kernel, dim3(launch.grid), dim3(launch.block), launch.shared, stream,
+              reinterpret_cast<const Problem*>(table));
+    return TK_OK;
+  }
+};
+
 template <class T>
-tk_status start(const Launch& launch, char* workspace, cudaStream_t stream) {
-  const dim3 grid(launch.grid), block(launch.block);
-  const auto* table = workspace + launch.table;
-  switch (launch.kernel) {
+tk_status start(const Start& start) {
+  switch (start.launch.kernel) {
     case Kernel::grouped_gemm:
-      TK_LAUNCH(grouped_gemm<T>, grid, block, launch.shared, stream,
-                reinterpret_cast<const GemmProblem<T>*>(table), launch.count, launch.work);
-      return TK_OK;
+      return start.tiles(grouped_gemm<T>);
+    case Kernel::column_norms:
+      return start.tiles(column_norms<T>);
+    case Kernel::core_step:
+      return start.tiles(core_step<T>);
+    case Kernel::truncation_error:
+      return start.blocks(truncation_error);
     default:
       return TK_UNSUPPORTED;
   }
 }
 
-// A small number in the emulator, so that tests see blocks with several tiles.
-tk_status multiprocessors(int32_t* count) {
+// In the emulator a small device, so that tests see blocks with several tiles and problems too large for one
+// block.
+tk_status current_device(Device* device) {
 #if defined(TK_EMU)
-  *count = 2;
+  *device = {2, 96 * 1024};
 #else
-  int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return TK_CUDA_ERROR;
-  if (cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess)
+  int index = 0, shared = 0;
+  if (cudaGetDevice(&index) != cudaSuccess ||
+      cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index) !=
+          cudaSuccess ||
+      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index) != cudaSuccess)
     return TK_CUDA_ERROR;
+  device->shared_bytes = shared - static_shared_bytes;
 #endif
   return TK_OK;
 }
 
 // Plans for this device, answers how much workspace that needs, and runs the plan where there is a workspace.
-template <class MakePlan>
-tk_status run(void* workspace, int64_t* workspace_bytes, void* stream_handle, MakePlan&& make) {
+template <class Problem>
+tk_status run(PlanFunction<Problem> make, tk_dtype dtype, int32_t count, const Problem* problems,
+              void* workspace, int64_t* workspace_bytes, void* stream_handle) {
+  Device device{};
   Plan plan;
-  int32_t available = 1;
-  tk_status status = workspace ? multiprocessors(&available) : TK_OK;
-  if (status == TK_OK) status = make(workspace, available, &plan);
+  tk_status status = current_device(&device);
+  if (status == TK_OK) status = make(dtype, count, problems, workspace, device, &plan);
   if (status != TK_OK) return status;
   if (!workspace) {
     *workspace_bytes = plan.workspace;
     return TK_OK;
   }
   if (*workspace_bytes < plan.workspace) return TK_INVALID_ARGUMENT;
+  char* base = static_cast<char*>(workspace);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  store(plan, static_cast<char*>(workspace), stream);
+  store(plan, base, stream);
   for (const Launch& launch : plan.launches) {
-    status = plan.dtype == TK_FLOAT64 ? start<double>(launch, static_cast<char*>(workspace), stream)
-                                      : start<float>(launch, static_cast<char*>(workspace), stream);
+    const Start next{launch, base + launch.table, stream};
+    status = plan.dtype == TK_FLOAT64 ? start<double>(next) : start<float>(next);
     if (status != TK_OK) return status;
   }
   return cudaGetLastError() == cudaSuccess ? TK_OK : TK_CUDA_ERROR;
@@ -76,9 +113,16 @@ tk_status run(void* workspace, int64_t* workspace_bytes, void* stream_handle, Ma
 
 const char* tk_cuda_architectures(void) { return TK_CUDA_ARCHITECTURES; }
 
-tk_status tk_multi_mode_dot_cuda(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
-                                 void* workspace, int64_t* workspace_bytes, void* stream) {
-  return tk::run(workspace, workspace_bytes, stream, [&](void* at, int32_t multiprocessors, tk::Plan* plan) {
-    return tk::multi_mode_dot_plan(dtype, count, problems, at, multiprocessors, plan);
-  });
-}
+#define TK_OPERATOR(name, problem)                                                                        \
+  tk_status tk_##name##_cuda(tk_dtype dtype, int32_t count, const problem* problems, void* workspace,     \
+                             int64_t* workspace_bytes, void* stream) {                                    \
+    return tk::run<problem>(tk::name##_plan, dtype, count, problems, workspace, workspace_bytes, stream); \
+  }
+TK_OPERATOR(multi_mode_dot, tk_mode_products)
+TK_OPERATOR(cross_gram, tk_cross_gram)
+TK_OPERATOR(tangent_basis, tk_tangent)
+TK_OPERATOR(hosvd_truncate, tk_truncation)
+TK_OPERATOR(batched_qr, tk_qr)
+TK_OPERATOR(batched_svd, tk_svd)
+TK_OPERATOR(core_step, tk_core_step)
+#undef TK_OPERATOR

@@ -1,6 +1,7 @@
 // Chains of n-mode products over many tensors: step s multiplies every tensor's s-th mode, one launch a step.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cuda/gemm_table.h"
@@ -16,7 +17,7 @@ GemmProblem<T>& add_mode_product(GemmTable<T>& table, const T* x, int64_t outer,
   if (outer > 1) {
     p.n_inner = static_cast<int32_t>(inner);
     p.b_col_outer = n * inner;
-    p.out_col_outer = rows * inner;
+    p.out_col_outer = p.source_col_outer = rows * inner;
   }
   return p;
 }

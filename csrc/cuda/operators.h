@@ -1,5 +1,5 @@
-// The launch plans of the operators in tucker_kernels_cuda.h, as pure host functions that tests can call.
-// workspace may be null when only its size is wanted; multiprocessors is that of the device.
+// The launch plans of the operators in tucker_kernels_cuda.h, as pure host functions that tests can call. The
+// workspace may be null when only its size is wanted.
 #pragma once
 
 #include "cuda/plan.h"
@@ -7,10 +7,22 @@
 
 namespace tk {
 
-// Rows, columns and flattened indices must stay below this (kernels count them in 32 bits).
-constexpr int64_t largest_index = int64_t(1) << 31;
+// Rows, columns and flattened indices must stay below this (kernels count them in 32 bits, with room for a
+// tile).
+constexpr int64_t largest_index = (int64_t(1) << 31) - 4096;
+// The largest matrix the factorisations take.
+constexpr int64_t largest_factorization = 1024;
 
-tk_status multi_mode_dot_plan(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
-                              void* workspace, int32_t multiprocessors, Plan* plan);
+template <class Problem>
+using PlanFunction = tk_status(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,
+                               const Device& device, Plan* plan);
+
+PlanFunction<tk_mode_products> multi_mode_dot_plan;
+PlanFunction<tk_cross_gram> cross_gram_plan;
+PlanFunction<tk_tangent> tangent_basis_plan;
+PlanFunction<tk_truncation> hosvd_truncate_plan;
+PlanFunction<tk_qr> batched_qr_plan;
+PlanFunction<tk_svd> batched_svd_plan;
+PlanFunction<tk_core_step> core_step_plan;
 
 }  // namespace tk

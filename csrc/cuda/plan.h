@@ -44,6 +44,12 @@ struct Plan {
   int64_t workspace;  // bytes, the table included
 };
 
+// What a plan must know of the device.
+struct Device {
+  int32_t multiprocessors;
+  int64_t shared_bytes;  // the most dynamic shared memory a block may have
+};
+
 // Blocks of a persistent grid that one multiprocessor is given.
 constexpr int32_t blocks_per_multiprocessor = 2;
 
@@ -51,10 +57,12 @@ constexpr int32_t blocks_per_multiprocessor = 2;
 // the table is, then with the addresses that follow from it.
 class PlanBuilder {
  public:
-  PlanBuilder(tk_dtype dtype, void* workspace, int64_t table_bytes, int32_t multiprocessors)
-      : base_(reinterpret_cast<uintptr_t>(workspace)), used_(table_bytes), multiprocessors_(multiprocessors) {
+  PlanBuilder(tk_dtype dtype, void* workspace, int64_t table_bytes, const Device& device)
+      : base_(reinterpret_cast<uintptr_t>(workspace)), used_(table_bytes), device_(device) {
     plan_.dtype = dtype;
   }
+
+  int64_t shared_bytes() const { return device_.shared_bytes; }
 
   // Uninitialised scratch, 256-byte aligned.
   template <class T>
@@ -74,7 +82,7 @@ class PlanBuilder {
   template <class Problem>
   void persistent(Kernel kernel, const std::vector<Problem>& problems, int64_t tiles, int32_t block) {
     if (tiles == 0) return;
-    const int64_t most = static_cast<int64_t>(multiprocessors_) * blocks_per_multiprocessor;
+    const int64_t most = static_cast<int64_t>(device_.multiprocessors) * blocks_per_multiprocessor;
     add(kernel, problems, static_cast<int32_t>(tiles), static_cast<int32_t>(tiles < most ? tiles : most),
         block, 0);
   }
@@ -114,16 +122,16 @@ class PlanBuilder {
   Plan plan_{};
   uintptr_t base_;
   int64_t used_;
-  int32_t multiprocessors_;
+  Device device_;
 };
 
 // Runs `build(builder)` twice and returns the plan for this workspace (null: only its size is wanted).
 template <class Build>
-Plan make_plan(tk_dtype dtype, void* workspace, int32_t multiprocessors, Build&& build) {
-  PlanBuilder draft(dtype, nullptr, 0, multiprocessors);
+Plan make_plan(tk_dtype dtype, void* workspace, const Device& device, Build&& build) {
+  PlanBuilder draft(dtype, nullptr, 0, device);
   build(draft);
   const int64_t table = PlanBuilder::round_up(static_cast<int64_t>(draft.finish().table.size()));
-  PlanBuilder final(dtype, workspace, table, multiprocessors);
+  PlanBuilder final(dtype, workspace, table, device);
   build(final);
   return final.finish();
 }

@@ -2,10 +2,11 @@
  * sizes.
  *
  * Every operator is called twice. With workspace = NULL it only writes the bytes of device memory it needs to
- * *workspace_bytes, and touches no device. With a workspace of at least that size (256-byte aligned) it
- * launches on `stream` (a cudaStream_t) and returns at once: nothing waits for the device, so calls can be
- * captured into a CUDA graph. Sizes are host values; ranks that depend on data are counters in device memory.
- * Matrices are row-major and contiguous. dtype is the type of every matrix of the call.
+ * *workspace_bytes. With a workspace of that size (256-byte aligned) it launches on `stream` (a cudaStream_t)
+ * and returns at once: nothing waits for the device, so calls can be captured into a CUDA graph. Sizes are
+ * host values; ranks that depend on data are counters in device memory. Matrices are row-major and
+ * contiguous. dtype is the type of every matrix of the call. Factorisations take matrices whose smaller side
+ * is at most 1024; beyond that they answer TK_UNSUPPORTED.
  */
 #ifndef TUCKER_KERNELS_CUDA_H
 #define TUCKER_KERNELS_CUDA_H
@@ -22,6 +23,101 @@ TK_API const char* tk_cuda_architectures(void);
 /* The products of each problem are done in the order given. */
 TK_API tk_status tk_multi_mode_dot_cuda(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
                                         void* workspace, int64_t* workspace_bytes, void* stream);
+
+/* out[i,j] = Σ_{o,k} a[o,i,k] b[o,j,k] for a (outer, a_size, inner) and b (outer, b_size, inner). */
+typedef struct {
+  const void* a;
+  const void* b;
+  void* out;
+  int64_t outer, inner, a_size, b_size;
+} tk_cross_gram;
+TK_API tk_status tk_cross_gram_cuda(tk_dtype dtype, int32_t count, const tk_cross_gram* problems,
+                                    void* workspace, int64_t* workspace_bytes, void* stream);
+
+/* basis (n, r) with orthonormal or zero columns, direction (n, p): tangent (n, p) gets orthonormal columns
+ * that complete span[basis | direction], exact zeros after them, and *kept their number (-1, and a zero
+ * tangent, where an input is not finite). */
+typedef struct {
+  const void* basis;
+  const void* direction;
+  void* tangent;
+  int64_t* kept;
+  int64_t n, r, p;
+} tk_tangent;
+TK_API tk_status tk_tangent_basis_cuda(tk_dtype dtype, int32_t count, const tk_tangent* problems,
+                                       void* workspace, int64_t* workspace_bytes, void* stream);
+
+/* Truncated higher-order SVD. projections[i] (shape[i], shape[i]) is NULL for a mode that is not cut;
+ * new_core has the size of core; both are exactly zero beyond the ranks. tol < 0: take max_ranks. ranks
+ * points to `width` counters (zero beyond ndim); error is the relative error, NaN where the core is not
+ * finite, which then comes back unchanged with identity projections. A rank found by tolerance is not cut
+ * further where it exceeds the product of the others. sweeps: the most Jacobi sweeps; they end early when
+ * nothing rotates. */
+typedef struct {
+  const void* core;
+  void* new_core;
+  int64_t* ranks;
+  double* error;
+  double tol;
+  int32_t ndim, width, per_mode, sweeps;
+  int64_t shape[TK_MAX_MODES];
+  int64_t min_ranks[TK_MAX_MODES], max_ranks[TK_MAX_MODES];
+  void* projections[TK_MAX_MODES];
+} tk_truncation;
+TK_API tk_status tk_hosvd_truncate_cuda(tk_dtype dtype, int32_t count, const tk_truncation* problems,
+                                        void* workspace, int64_t* workspace_bytes, void* stream);
+
+/* Reduced QR of matrix (m, n): q (m, k), r (k, n), k = min(m, n), non-negative diagonal. A column that
+ * depends on those before it has a zero column in q and a zero row in r. NaN where the matrix is not finite.
+ */
+typedef struct {
+  const void* matrix;
+  void* q;
+  void* r;
+  int64_t m, n;
+} tk_qr;
+TK_API tk_status tk_batched_qr_cuda(tk_dtype dtype, int32_t count, const tk_qr* problems, void* workspace,
+                                    int64_t* workspace_bytes, void* stream);
+
+/* Thin SVD of matrix (m, n): u (m, k), s (k) descending, vh (k, n), k = min(m, n). Singular vectors of the
+ * longer side that belong to singular values of rounding size may be exactly zero. NaN where the matrix is
+ * not finite. */
+typedef struct {
+  const void* matrix;
+  void* u;
+  void* s;
+  void* vh;
+  int64_t m, n;
+} tk_svd;
+TK_API tk_status tk_batched_svd_cuda(tk_dtype dtype, int32_t count, const tk_svd* problems, void* workspace,
+                                     int64_t* workspace_bytes, void* stream);
+
+/* One optimiser step on augmented cores, out of place. core and the states first and second have `shape` and
+ * are taken as zero beyond it; gradient and the outputs have `augmented`. NULL states are zero. new_second is
+ * used by TK_ADAM alone, new_first may be NULL where momentum is 0. norm (may be NULL) gets ‖new_core‖. */
+typedef enum { TK_SGD = 0, TK_ADAM = 1 } tk_optimizer;
+typedef struct {
+  const void* core;
+  const void* gradient;
+  const void* first;
+  const void* second;
+  void* new_core;
+  void* new_first;
+  void* new_second;
+  double* norm;
+  int32_t ndim;
+  int64_t shape[TK_MAX_MODES], augmented[TK_MAX_MODES];
+} tk_core_step_tensors;
+typedef struct {
+  tk_core_step_tensors tensors;
+  tk_optimizer optimizer;
+  double lr, momentum, dampening, weight_decay; /* SGD: momentum and dampening */
+  double beta1, beta2, epsilon;                 /* Adam */
+  int64_t step;                                 /* 1 for the first */
+  int32_t nesterov, decoupled;                  /* decoupled: AdamW's weight decay */
+} tk_core_step;
+TK_API tk_status tk_core_step_cuda(tk_dtype dtype, int32_t count, const tk_core_step* problems,
+                                   void* workspace, int64_t* workspace_bytes, void* stream);
 
 #ifdef __cplusplus
 }

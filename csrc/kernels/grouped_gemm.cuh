@@ -13,13 +13,14 @@
 // fixed order. Template: T = float, double.
 #pragma once
 
+#include "kernels/limits.h"
 #include "kernels/problems.h"
 #include "kernels/table.cuh"
 
 namespace tk {
 
 struct GemmTile {
-  static constexpr int m = 64, n = 64, k = 16, threads = 128, pad = 4;
+  static constexpr int m = gemm_tile, n = gemm_tile, k = 16, threads = gemm_threads, pad = 4;
   static constexpr int rows = 8, cols = 4;       // of one thread
   static constexpr int loads = m * k / threads;  // elements of a (and of b) that one thread fetches
   static_assert(rows * cols * threads == m * n && loads * threads == n * k, "the tile must divide evenly");
@@ -74,11 +75,12 @@ __device__ void gemm_on_flag(const GemmProblem<T>& p, int i0, int j0) {
   for (int e = threadIdx.x; e < GemmTile::m * GemmTile::n; e += GemmTile::threads) {
     const int i = i0 + e / GemmTile::n, j = j0 + e % GemmTile::n;
     if (i >= p.m || j >= p.n) continue;
-    const int64_t at = i * p.out_row + strided(j, p.n_inner, p.out_col, p.out_col_outer);
     T value = T(0);
-    if (p.on_flag == OnFlag::source) value = p.source[at];
+    if (p.on_flag == OnFlag::source)
+      value = p.source[i * p.source_row + strided(j, p.n_inner, p.source_col, p.source_col_outer)];
     if (p.on_flag == OnFlag::identity) value = i == j ? T(1) : T(0);
-    p.out[at] = value;
+    if (p.on_flag == OnFlag::nan) value = T(nan(""));
+    p.out[i * p.out_row + strided(j, p.n_inner, p.out_col, p.out_col_outer)] = value;
   }
 }
 
@@ -134,17 +136,17 @@ __global__ void __launch_bounds__(GemmTile::threads)
       const int n = j0 + col + 16 * j;
       if (n >= p.n) continue;
       const int64_t at_n = strided(n, p.n_inner, p.out_col, p.out_col_outer);
+      const int64_t from_n = strided(n, p.n_inner, p.source_col, p.source_col_outer);
       const T scale = p.scale != nullptr ? p.scale[n] : T(1);
 #pragma unroll
       for (int i = 0; i < Tile::rows; ++i) {
         const int m = i0 + row + i;
         if (m >= p.m) continue;
-        const int64_t at = m * p.out_row + at_n;
         T value = alpha * sum[i][j];
-        if (beta != T(0)) value += beta * p.source[at];
+        if (beta != T(0)) value += beta * p.source[m * p.source_row + from_n];
         value *= scale;
         if (p.upper && m > n) value = T(0);
-        if (p.out != nullptr) p.out[at] = value;
+        if (p.out != nullptr) p.out[m * p.out_row + at_n] = value;
         squares += double(value) * double(value);
       }
     }

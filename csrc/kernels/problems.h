@@ -20,7 +20,7 @@
 namespace tk {
 
 // What grouped_gemm writes where the flag is set.
-enum class OnFlag : int32_t { skip, zero, source, identity };
+enum class OnFlag : int32_t { skip, zero, source, identity, nan };
 
 // out[i,j] = alpha scale[j] Σ_k a[i,k] b[k,j] + beta scale[j] source[i,j],   i < m, j < n, k < depth.
 template <class T>
@@ -34,6 +34,7 @@ struct GemmProblem {
   const int32_t* flag;
   int64_t a_row, a_col, a_col_outer;
   int64_t b_row, b_row_outer, b_col, b_col_outer;
+  int64_t source_row, source_col, source_col_outer;
   int64_t out_row, out_col, out_col_outer;
   int32_t m, n, depth;
   int32_t depth_inner, n_inner;  // how k and j fall into two dimensions; 0: they do not
@@ -43,14 +44,15 @@ struct GemmProblem {
   int32_t upper;  // non-zero: entries with i > j are written as zero
 };
 
-// norms of the columns of d (rows×cols, row-major, contiguous): scale[j] = 1/‖d_j‖, or 0 where ‖d_j‖ < 1e-30.
-// Sets the flag where d or the optional second matrix u (rows×u_cols) is not finite.
+// Norms of the columns of d (rows×cols): scale[j] = 1/‖d_j‖, or 0 where ‖d_j‖ < 1e-30. Sets the flag where d
+// or the second matrix u (rows×u_cols, contiguous; u_cols may be 0) is not finite.
 template <class T>
 struct NormProblem {
   const T* d;
   const T* u;
   T* scale;
   int32_t* flag;
+  int64_t d_row, d_col;
   int32_t rows, cols, u_cols;
   int32_t first_tile;  // tiles of 32 columns, those of d first
 };
@@ -100,6 +102,7 @@ struct JacobiProblem {
   T* factor;  // destroyed
   T* basis;   // row-major size×size
   T* sigma;   // null, or sqrt(energy) descending
+  T* work;    // size² + 2 size elements where one block's shared memory is too small, else null
   const double* trace;
   int64_t* rank;  // null, or where the rank goes
   const int32_t* flag;
@@ -122,6 +125,28 @@ struct ErrorProblem {
   int32_t tiles;
   int32_t modes, width;  // width − modes trailing zeros
   int32_t size[8];
+};
+
+// One optimiser step on a core that is zero-padded from `shape` to `augmented` on the way.
+template <class T>
+struct StepProblem {
+  const T* core;      // shape
+  const T* gradient;  // augmented
+  const T* first;     // momentum, or Adam's first moment; shape; null: zero
+  const T* second;    // Adam's second moment; shape; null: zero
+  T* new_core;        // augmented, as are the next two, which may be null
+  T* new_first;
+  T* new_second;
+  double* squares;    // one sum of squares of new_core per tile
+  double* norm;       // null, or where ‖new_core‖ goes
+  int32_t* finished;  // zero: counts the tiles that are done
+  int32_t elements, tiles, first_tile;
+  int32_t dims;
+  int32_t shape[8], augmented[8];
+  T lr, weight_decay, decay;  // decay multiplies the core (AdamW), weight_decay joins the gradient
+  T momentum, damped;         // damped = 1 − dampening; 1 on the first step
+  T beta1, beta2, step_size, root_correction, epsilon;  // step_size = lr / (1 − β₁ᵗ), sqrt(1 − β₂ᵗ)
+  int32_t adam, nesterov;
 };
 
 }  // namespace tk

@@ -29,12 +29,12 @@ tk_status check(int32_t count, const tk_mode_products* problems) {
 }  // namespace
 
 tk_status multi_mode_dot_plan(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
-                              void* workspace, int32_t multiprocessors, Plan* plan) {
+                              void* workspace, const Device& device, Plan* plan) {
   const tk_status status = check(count, problems);
   if (status != TK_OK) return status;
   return dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    *plan = make_plan(dtype, workspace, multiprocessors, [&](PlanBuilder& builder) {
+    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
       std::vector<ModeProducts<T>> chains;
       for (int32_t c = 0; c < count; ++c) {
         const tk_mode_products& p = problems[c];

@@ -1,0 +1,106 @@
+// Fills the tables of Gram matrices, of their semidefinite Cholesky factors, and of Jacobi rotations.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "cuda/gemm_table.h"
+#include "kernels/limits.h"
+
+namespace tk {
+
+template <class T>
+class GramTable {
+ public:
+  static constexpr int64_t tile = gram_tile, split_depth = 512;
+
+  // gram (size×size) of the rows of a (size×depth). How the depth is split depends on the problem alone, so
+  // that a problem's result does not depend on what else is in the call. The caller sets a second dimension
+  // of k.
+  GramProblem<T>& add(PlanBuilder& builder, Matrix<T> a, int64_t size, int64_t depth, double* gram,
+                      const int32_t* flag) {
+    GramProblem<T> p{};
+    p.a = a.data, p.row = a.row, p.col = a.col;
+    p.gram = gram, p.flag = flag;
+    p.size = static_cast<int32_t>(size), p.depth = static_cast<int32_t>(depth);
+    p.splits = static_cast<int32_t>(std::max<int64_t>(1, (depth + split_depth - 1) / split_depth));
+    p.split_depth = static_cast<int32_t>(split_depth);
+    if (p.splits > 1) p.partial = builder.scratch<double>(p.splits * size * size);
+    const int64_t blocks = (size + tile - 1) / tile, lower = blocks * (blocks + 1) / 2;
+    p.first_tile = static_cast<int32_t>(tiles_);
+    p.first_reduce = static_cast<int32_t>(reduces_);
+    tiles_ += lower * p.splits;
+    reduces_ += lower;
+    split_ |= p.splits > 1;
+    problems_.push_back(p);
+    return problems_.back();
+  }
+
+  void launch(PlanBuilder& builder) const {
+    builder.persistent(Kernel::gram, problems_, tiles_, gram_threads);
+    if (split_) builder.persistent(Kernel::gram_reduce, problems_, reduces_, gram_reduce_threads);
+  }
+
+ private:
+  std::vector<GramProblem<T>> problems_;
+  int64_t tiles_ = 0, reduces_ = 0;
+  bool split_ = false;
+};
+
+template <class T>
+class CholeskyTable {
+ public:
+  CholeskyProblem<T>& add(PlanBuilder& builder, const double* gram, int64_t size, double tolerance,
+                          int32_t* flag) {
+    CholeskyProblem<T> p{};
+    p.gram = gram, p.flag = flag;
+    p.size = static_cast<int32_t>(size), p.tolerance = tolerance;
+    const int64_t bytes = semidefinite_cholesky_shared(size);
+    if (bytes > builder.shared_bytes())
+      p.work = builder.scratch<double>(size * size);
+    else
+      shared_ = std::max(shared_, bytes);
+    largest_ = std::max(largest_, p.size);
+    problems_.push_back(p);
+    return problems_.back();
+  }
+
+  void launch(PlanBuilder& builder) const {
+    builder.one_block_each(Kernel::semidefinite_cholesky, problems_, largest_, semidefinite_cholesky_threads,
+                           shared_);
+  }
+
+ private:
+  std::vector<CholeskyProblem<T>> problems_;
+  int32_t largest_ = 0;
+  int64_t shared_ = 0;
+};
+
+template <class T>
+class JacobiTable {
+ public:
+  JacobiProblem<T>& add(PlanBuilder& builder, T* factor, int64_t size) {
+    JacobiProblem<T> p{};
+    p.factor = factor;
+    p.size = static_cast<int32_t>(size);
+    const int64_t bytes = jacobi_svd_shared<T>(size);
+    if (bytes > builder.shared_bytes())
+      p.work = builder.scratch<T>(size * size + 2 * size);
+    else
+      shared_ = std::max(shared_, bytes);
+    largest_ = std::max(largest_, p.size);
+    problems_.push_back(p);
+    return problems_.back();
+  }
+
+  void launch(PlanBuilder& builder) const {
+    builder.one_block_each(Kernel::jacobi_svd, problems_, largest_, jacobi_svd_threads, shared_);
+  }
+
+ private:
+  std::vector<JacobiProblem<T>> problems_;
+  int32_t largest_ = 0;
+  int64_t shared_ = 0;
+};
+
+}  // namespace tk

@@ -1,0 +1,154 @@
+// Launch plan of hosvd_truncate: eigenvectors of every mode's Gram matrix with the rank chosen on the device,
+// the core in those bases, and the exact error by going back. Capacities are host values; everything beyond a
+// rank is zero.
+//
+// Ranks that were chosen by tolerance are not cut further where one exceeds the product of the others: that
+// would need a decision between launches. Such a core is still represented exactly. Given ranks are cut here,
+// on the host.
+#include <algorithm>
+
+#include "core/dispatch.h"
+#include "cuda/eigenbasis.h"
+#include "cuda/mode_products.h"
+#include "cuda/operators.h"
+
+namespace tk {
+namespace {
+
+tk_status check(int32_t count, const tk_truncation* problems) {
+  if (count < 0) return TK_INVALID_ARGUMENT;
+  for (int32_t c = 0; c < count; ++c) {
+    const tk_truncation& p = problems[c];
+    if (p.ndim < 1 || p.ndim > TK_MAX_MODES || p.width < p.ndim || p.sweeps < 0) return TK_INVALID_ARGUMENT;
+    int64_t elements = 1;
+    for (int32_t d = 0; d < p.ndim; ++d) {
+      if (p.shape[d] < 1 || p.min_ranks[d] < 0 || p.max_ranks[d] < 0) return TK_INVALID_ARGUMENT;
+      if (p.projections[d] && p.shape[d] > largest_factorization) return TK_UNSUPPORTED;
+      elements *= p.shape[d];
+      if (elements >= largest_index) return TK_UNSUPPORTED;
+    }
+  }
+  return TK_OK;
+}
+
+struct Bounds {
+  int64_t least[TK_MAX_MODES], most[TK_MAX_MODES];
+};
+
+// Rank bounds by mode: those given, within the sizes, and no more than the product of the others' upper
+// bounds.
+Bounds rank_bounds(const tk_truncation& p) {
+  Bounds b{};
+  for (int32_t d = 0; d < p.ndim; ++d) {
+    const bool cut = p.projections[d] != nullptr;
+    b.least[d] = cut ? std::min(p.min_ranks[d], p.shape[d]) : p.shape[d];
+    b.most[d] = cut ? std::max(std::min(p.max_ranks[d], p.shape[d]), b.least[d]) : p.shape[d];
+  }
+  for (int32_t d = 0; d < p.ndim; ++d) {
+    if (!p.projections[d]) continue;
+    int64_t others = 1;
+    for (int32_t e = 0; e < p.ndim; ++e) others *= e == d ? 1 : b.most[e];
+    if (b.most[d] <= others) continue;
+    b.most[d] = others;
+    d = -1;  // the others' bounds may follow
+  }
+  for (int32_t d = 0; d < p.ndim; ++d) b.least[d] = p.tol < 0 ? b.most[d] : std::min(b.least[d], b.most[d]);
+  return b;
+}
+
+}  // namespace
+
+tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation* problems, void* workspace,
+                              const Device& device, Plan* plan) {
+  const tk_status status = check(count, problems);
+  if (status != TK_OK) return status;
+  return dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
+      int32_t* flags = builder.initialised(std::vector<int32_t>(count));
+      int64_t* found = builder.initialised(std::vector<int64_t>(int64_t{count} * TK_MAX_MODES, -1));
+      std::vector<Eigenproblem<T>> eigen;
+      std::vector<ModeProducts<T>> forth, back;
+      std::vector<int32_t> owner;  // of each chain
+      std::vector<ErrorProblem> errors;
+      GemmTable<T> copies;
+      for (int32_t c = 0; c < count; ++c) {
+        const tk_truncation& p = problems[c];
+        const T* core = static_cast<const T*>(p.core);
+        T* new_core = static_cast<T*>(p.new_core);
+        const Bounds bounds = rank_bounds(p);
+        double* trace = builder.scratch<double>(1);
+        ModeProducts<T> out{core, new_core, {p.shape, p.shape + p.ndim}, {}},
+            in{new_core, nullptr, out.shape, {}};
+        int64_t elements = 1, cut = 0;
+        for (int32_t d = 0; d < p.ndim; ++d) {
+          elements *= p.shape[d];
+          cut += p.projections[d] != nullptr;
+        }
+        Eigenproblem<T> e{};
+        e.flag = flags + c;
+        e.on_flag = OnFlag::identity;
+        for (int32_t d = 0, seen = 0; d < p.ndim; ++d) {
+          if (!p.projections[d]) continue;
+          int64_t outer = 1, inner = 1;
+          for (int32_t f = 0; f < d; ++f) outer *= p.shape[f];
+          for (int32_t f = d + 1; f < p.ndim; ++f) inner *= p.shape[f];
+          const int64_t n = p.shape[d];
+          e.a = {core, inner, inner == 1 ? n : 1};
+          e.inner = outer > 1 && inner > 1 ? inner : 0;
+          e.col_outer = n * inner;
+          e.size = n, e.depth = outer * inner;
+          e.basis = static_cast<T*>(p.projections[d]);
+          e.trace = seen++ ? nullptr : trace;
+          e.rank = found + c * TK_MAX_MODES + d;
+          e.bound = p.tol < 0 ? -1 : p.tol * p.tol / (p.per_mode ? 1 : cut);
+          e.min_rank = static_cast<int32_t>(bounds.least[d]);
+          e.max_rank = static_cast<int32_t>(bounds.most[d]);
+          e.sweeps = p.sweeps;
+          eigen.push_back(e);
+          const Matrix<T> projection{e.basis, n, 1};
+          out.products.push_back({d, projection.transposed(), n});
+          in.products.push_back({d, projection, n});
+        }
+        if (cut == 0) {  // only whether it is finite
+          e.a = {core, 0, 1};
+          e.size = 1, e.depth = elements;
+          e.trace = trace;
+          eigen.push_back(e);
+          GemmProblem<T>& copy = copies.add(1, elements, 0, {}, {}, new_core, elements);
+          copy.source = core, copy.beta = 1;
+        } else {
+          owner.push_back(c);
+          forth.push_back(out);
+          back.push_back(in);
+        }
+        ErrorProblem error{};
+        error.trace = trace, error.flag = flags + c, error.error = p.error;
+        error.ranks = p.ranks, error.found = found + c * TK_MAX_MODES;
+        error.modes = p.ndim, error.width = p.width;
+        for (int32_t d = 0; d < p.ndim; ++d) error.size[d] = static_cast<int32_t>(p.shape[d]);
+        errors.push_back(error);
+      }
+      eigenbases(builder, eigen);
+      copies.launch(builder);
+      mode_products(builder, forth, [&](size_t i, GemmProblem<T>& last) {
+        last.source = static_cast<const T*>(problems[owner[i]].core);
+        last.flag = flags + owner[i];
+        last.on_flag = OnFlag::source;
+      });
+      mode_products(builder, back, [&](size_t i, GemmProblem<T>& last) {
+        last.source = static_cast<const T*>(problems[owner[i]].core);
+        last.alpha = -1, last.beta = 1;
+        last.flag = flags + owner[i];
+        const int64_t tiles = GemmTable<T>::tiles(last.m, last.n);
+        last.squares = builder.scratch<double>(tiles);
+        errors[owner[i]].squares = last.squares;
+        errors[owner[i]].tiles = static_cast<int32_t>(tiles);
+      });
+      builder.one_block_each(Kernel::truncation_error, errors, 0, 32, 0);
+    });
+    return TK_OK;
+  });
+}
+
+}  // namespace tk
