@@ -72,4 +72,36 @@ PYBIND11_MODULE(_C, m) {
                             q, outer, inner, pointer<void>(out), threads),
           "cross_gram");
   });
+
+  m.def("tangent_basis_cpu", [](int dtype, uintptr_t problems, int64_t count, uintptr_t counts, int threads) {
+    py::gil_scoped_release release;
+    check(
+        tk_tangent_basis_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_tangent_basis_problem>(problems),
+                             count, pointer<int64_t>(counts), threads),
+        "tangent_basis");
+  });
+
+  m.def("batched_qr_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
+    py::gil_scoped_release release;
+    check(tk_batched_qr_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_qr_problem>(problems), count,
+                            threads),
+          "batched_qr");
+  });
+
+  m.def("batched_svd_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
+    py::gil_scoped_release release;
+    check(tk_batched_svd_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_svd_problem>(problems), count,
+                             threads),
+          "batched_svd");
+  });
+
+  m.attr("max_modes") = static_cast<int>(TK_MAX_MODES);
+  m.def("hosvd_truncate_cpu", [](int dtype, uintptr_t problems, int64_t count, uintptr_t tol, bool per_mode,
+                                 uintptr_t ranks, int64_t width, uintptr_t errors, int threads) {
+    py::gil_scoped_release release;
+    check(tk_hosvd_truncate_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_hosvd_problem>(problems),
+                                count, pointer<const double>(tol), per_mode, pointer<int64_t>(ranks), width,
+                                pointer<double>(errors), threads),
+          "hosvd_truncate");
+  });
 }

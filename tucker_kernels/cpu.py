@@ -4,6 +4,7 @@ Called from `library.py` with checked arguments. Tensors whose layout the kernel
 contiguous here; half precisions are widened to float32 and rounded once at the end.
 """
 
+import array
 import math
 
 import torch
@@ -91,3 +92,72 @@ def cross_gram(a, b, mode):
         *(out.data_ptr(), torch.get_num_threads()),
     )
     return out.to(a.dtype)
+
+
+def _run(call, matrices, table, *arguments):
+    """One call for all problems; `table` holds their structs, eight bytes a field (csrc/include/tucker_kernels.h)."""
+    rows = array.array("q", table)
+    call(_CODES[matrices[0].dtype], rows.buffer_info()[0], len(matrices), *arguments, torch.get_num_threads())
+
+
+@implements("cpu")
+def tangent_basis(bases, directions):
+    bases = [u.contiguous() for u in bases]
+    directions = [d.contiguous() for d in directions]
+    found = [torch.empty_like(d) for d in directions]
+    counts = torch.empty(len(bases), dtype=torch.int64)
+    table = []
+    for u, d, v in zip(bases, directions, found):
+        table += (u.data_ptr(), d.data_ptr(), v.data_ptr(), *u.shape, d.shape[1])
+    _run(_C.tangent_basis_cpu, bases, table, counts.data_ptr())
+    return found, counts
+
+
+@implements("cpu")
+def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
+    width, most = max(c.ndim for c in cores), _C.max_modes
+    if width > most:
+        return reference.hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode)
+    cores = [c.contiguous() for c in cores]
+    new = [torch.empty_like(c) for c in cores]
+    projections, table, start = [], [], 0
+    for core, truncated in zip(cores, new):
+        here, count, pad = slice(start, start + core.ndim), core.ndim, [0] * (most - core.ndim)
+        start += count
+        own = [core.new_empty(n, n) if f else core.new_empty(0) for n, f in zip(core.shape, modes[here])]
+        projections += own
+        table += (core.data_ptr(), truncated.data_ptr(), count, *core.shape, *pad, *modes[here], *pad)
+        table += (*min_ranks[here], *pad, *max_ranks[here], *pad, *(p.data_ptr() for p in own), *pad)
+    ranks = torch.empty(len(cores), width, dtype=torch.int64)
+    errors = torch.empty(len(cores), dtype=torch.float64)
+    bounds = array.array("d", tol)
+    _run(
+        *(_C.hosvd_truncate_cpu, cores, table, bounds.buffer_info()[0], per_mode),
+        *(ranks.data_ptr(), width, errors.data_ptr()),
+    )
+    return new, projections, ranks, errors
+
+
+@implements("cpu")
+def batched_qr(matrices):
+    matrices = [a.contiguous() for a in matrices]
+    qs = [a.new_empty(a.shape[0], min(a.shape)) for a in matrices]
+    rs = [a.new_empty(min(a.shape), a.shape[1]) for a in matrices]
+    table = []
+    for a, q, r in zip(matrices, qs, rs):
+        table += (a.data_ptr(), q.data_ptr(), r.data_ptr(), *a.shape)
+    _run(_C.batched_qr_cpu, matrices, table)
+    return qs, rs
+
+
+@implements("cpu")
+def batched_svd(matrices):
+    matrices = [a.contiguous() for a in matrices]
+    us = [a.new_empty(a.shape[0], min(a.shape)) for a in matrices]
+    ss = [a.new_empty(min(a.shape)) for a in matrices]
+    vs = [a.new_empty(min(a.shape), a.shape[1]) for a in matrices]
+    table = []
+    for a, u, s, v in zip(matrices, us, ss, vs):
+        table += (a.data_ptr(), u.data_ptr(), s.data_ptr(), v.data_ptr(), *a.shape)
+    _run(_C.batched_svd_cpu, matrices, table)
+    return us, ss, vs

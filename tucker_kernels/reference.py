@@ -247,8 +247,9 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
     The lists are flat: `modes`, `min_ranks` and `max_ranks` hold, core after core, one entry per dimension of the
     core; `modes` is 1 where a mode is truncated. tol[l] < 0 means: take max_ranks exactly.
     A mode's rank is the smallest k with Σ_{j>k} σ_j² ≤ τ²‖C‖²/d ("global", d truncated modes) or ≤ τ²‖C‖²
-    ("per_mode"), clamped to [min_rank, max_rank]. Then, while some rank exceeds the product of the others, that
-    mode is cut to the product; nothing is lost by it.
+    ("per_mode"), clamped to [min_rank, max_rank]; a tail below (n ε ‖C‖)², ε that of float64, is rounding and counts
+    as zero, so that τ = 0 finds the rank of a deficient core. Then, while some rank exceeds the product of the others,
+    that mode is cut to the product; nothing is lost by it.
 
     Returns new cores and projections (both the size of their input, zero beyond the rank; the projection of a mode
     that is not truncated is empty), ranks (cores × most modes), and the relative errors ‖C − C'×P‖/‖C‖. A core that
@@ -283,11 +284,13 @@ def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
     bound = tau**2 * C.norm() ** 2 / (1 if per_mode else max(len(truncated), 1))
     P, rank = {}, list(shape)
     for i in truncated:
-        left, sigma, _ = torch.linalg.svd(unfold(C, i), full_matrices=True)
+        matrix = unfold(C, i)  # all left vectors are wanted, but not the right ones beyond the rank
+        left, sigma, _ = torch.linalg.svd(matrix, full_matrices=matrix.shape[0] > matrix.shape[1])
         energy = torch.zeros(shape[i], dtype=C.dtype, device=C.device)
         energy[: len(sigma)] = sigma**2
         tail = energy.flip(0).cumsum(0).flip(0)  # tail[k] = Σ_{j≥k} σ_j²
-        wanted = int((tail > bound).sum()) if tau >= 0 else shape[i]
+        noise = shape[i] * torch.finfo(C.dtype).eps * C.norm()
+        wanted = int((tail > max(bound, noise**2)).sum()) if tau >= 0 else shape[i]
         rank[i] = max(min(wanted, max_ranks[i], shape[i]), min(min_ranks[i], shape[i]))
         if not C.any():
             left = torch.eye(shape[i], dtype=C.dtype, device=C.device)

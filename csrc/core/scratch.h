@@ -1,8 +1,10 @@
-// A 64-byte aligned, uninitialised buffer that frees itself; false when memory ran out.
+// 64-byte aligned, uninitialised buffers that free themselves: Scratch is false when memory ran out, Buffer
+// throws.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 namespace tk {
 
@@ -19,6 +21,15 @@ class Scratch {
 
  private:
   T* data_;
+};
+
+template <class T>
+class Buffer : public Scratch<T> {
+ public:
+  explicit Buffer(int64_t elements) : Scratch<T>(elements) {
+    if (!*this) throw std::bad_alloc();
+  }
+  operator T*() const { return this->data(); }
 };
 
 }  // namespace tk

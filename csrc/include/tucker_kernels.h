@@ -62,6 +62,58 @@ TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* p
 TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const void* a, int64_t p, const void* b, int64_t q,
                                    int64_t outer, int64_t inner, void* out, int threads);
 
+/* The rank-space operators take a table of problems of different sizes and do all of them in one call. Every
+ * field of these structs is 8 bytes wide. Matrices are row-major. */
+
+/* found (n×count): orthonormal columns spanning the part of directions (n×count) outside basis (n×rank),
+ * dependent columns dropped, then zeros. */
+typedef struct {
+  const void *basis, *directions;
+  void* found;
+  int64_t n, rank, count;
+} tk_tangent_basis_problem;
+
+/* counts[i]: how many columns problem i found, or -1 where an input is not finite (found is zero then). */
+TK_API tk_status tk_tangent_basis_cpu(tk_dtype dtype, const tk_tangent_basis_problem* problems, int64_t count,
+                                      int64_t* counts, int threads);
+
+/* matrix (m×n) = q (m×k) r (k×n), k = min(m, n), r with a non-negative diagonal. */
+typedef struct {
+  const void* matrix;
+  void *q, *r;
+  int64_t m, n;
+} tk_qr_problem;
+
+TK_API tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_qr_problem* problems, int64_t count, int threads);
+
+/* matrix (m×n) = u (m×k) diag(s) vh (k×n), k = min(m, n), s descending. */
+typedef struct {
+  const void* matrix;
+  void *u, *s, *vh;
+  int64_t m, n;
+} tk_svd_problem;
+
+TK_API tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_svd_problem* problems, int64_t count,
+                                    int threads);
+
+/* Truncated higher-order SVD of one core of `modes` dimensions. Where truncated[i] is non-zero, projection[i]
+ * (shape[i]×shape[i]) receives orthonormal columns and then zeros; elsewhere it may be NULL. new_core has the
+ * size of core and is zero beyond the ranks. */
+typedef struct {
+  const void* core;
+  void* new_core;
+  int64_t modes;
+  int64_t shape[TK_MAX_MODES], truncated[TK_MAX_MODES], min_rank[TK_MAX_MODES], max_rank[TK_MAX_MODES];
+  void* projection[TK_MAX_MODES];
+} tk_hosvd_problem;
+
+/* tol[l] < 0 takes max_rank exactly. ranks is (count, width), zero beyond a core's modes; errors[l] is
+ * |C - C' x P| / |C|, NaN where the core is not finite (it comes back unchanged with identity projections).
+ */
+TK_API tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_problem* problems, int64_t count,
+                                       const double* tol, int per_mode, int64_t* ranks, int64_t width,
+                                       double* errors, int threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -36,6 +36,11 @@ struct SimdTable {
   // Copies `count` pieces of `length` adjacent elements, from_step and to_step elements apart.
   void (*copy)(int64_t count, int64_t length, const T* from, int64_t from_step, T* to, int64_t to_step);
   int lanes;  // elements of one vector
+  // Matrix-vector kernels; rows of a have unit stride and start a_row elements apart (simd/matvec.cpp).
+  double (*sum_squares)(int64_t n, const T* x);
+  void (*gemv)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* x, T* y);           // y = A x
+  void (*gemv_subtract)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, T* y);  // y −= Aᵀ s
+  void (*rotate)(int64_t n, T* x, T* y, T c, T s);  // x, y = cx − sy, sx + cy
 };
 
 // Elements of scratch one thread needs for any gemm or gram call.

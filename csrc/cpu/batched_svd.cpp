@@ -1,0 +1,54 @@
+// Thin SVD of matrices of different sizes in one call:  A = U diag(s) Vh,  s descending, U (m×k) and Vh (k×n)
+// orthonormal also where singular values are zero, k = min(m, n).
+//
+// Layout: row-major. One problem per thread, the dearest first. Numerics: QR and one-sided Jacobi in float64
+// (jacobi_svd.cpp), rounded once. A matrix with a NaN or Inf gives NaN everywhere.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/dispatch.h"
+#include "core/scratch.h"
+#include "cpu/linalg.h"
+#include "cpu/problems.h"
+
+namespace tk {
+namespace {
+
+template <class T>
+void svd_of(const tk_svd_problem& p) {
+  const T* a = static_cast<const T*>(p.matrix);
+  T *u = static_cast<T*>(p.u), *s = static_cast<T*>(p.s), *vh = static_cast<T*>(p.vh);
+  const int64_t k = std::min(p.m, p.n);
+  if (!std::isfinite(norm(p.m * p.n, a))) {
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    std::fill_n(u, p.m * k, nan);
+    std::fill_n(s, k, nan);
+    std::fill_n(vh, k * p.n, nan);
+    return;
+  }
+  Buffer<double> wide(p.m * p.n), ut(k * p.m), sigma(k), vt(k * p.n);
+  std::copy_n(a, p.m * p.n, wide.data());
+  // Off-diagonal products a hundred times below the unit roundoff of T change nothing in it.
+  svd(p.m, p.n, wide, std::is_same_v<T, float> ? 1e-9 : 3e-16 * std::sqrt(std::max(1.0, double(k))), ut,
+      sigma, vt);
+  transpose(k, p.m, ut.data(), p.m, u, k);
+  std::copy_n(sigma.data(), k, s);
+  std::copy_n(vt.data(), k * p.n, vh);
+}
+
+}  // namespace
+}  // namespace tk
+
+tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_svd_problem* problems, int64_t count, int threads) {
+  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
+  std::vector<double> cost(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (problems[i].m < 0 || problems[i].n < 0) return TK_INVALID_ARGUMENT;
+    const double k = std::min(problems[i].m, problems[i].n);
+    cost[i] = 4.0 * problems[i].m * problems[i].n * k + 60 * k * k * k;
+  }
+  return tk::dispatch(dtype, [&](auto zero) {
+    return tk::for_each_problem(cost, threads, [&](int64_t i) { tk::svd_of<decltype(zero)>(problems[i]); });
+  });
+}

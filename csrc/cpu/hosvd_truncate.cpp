@@ -1,0 +1,316 @@
+// Truncated higher-order SVD of cores of different sizes in one call:
+//     C' = C ×_i P_iᵀ,  P_i the leading left singular vectors of Mat_i(C), ranks by tolerance or given.
+//
+// Layout: cores in C order. The trailing modes that hold at most 32 entries together (the window of a
+// convolution) form one combined mode: one Gram matrix for all of them (the single ones are partial traces of
+// it) and one product with the Kronecker product of their projections. Work: three rounds over the list, each
+// one problem per thread and the dearest first: norms, then the vectors of every (core, combined mode), then
+// products and the error of every core. Numerics: float64 Gram matrices where the tolerance leaves them room
+// (they square singular values), QR and Jacobi of the unfolding otherwise; products in T. The error is
+// sqrt(|C|² − |C'|²) where that difference is far above the rounding of C' and the norm of the explicit
+// residual otherwise. Results do not depend on the number of threads.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "core/dispatch.h"
+#include "core/scratch.h"
+#include "cpu/core_tensor.h"
+#include "cpu/leading_vectors.h"
+#include "cpu/linalg.h"
+#include "cpu/problems.h"
+
+namespace tk {
+namespace {
+
+constexpr int64_t small_window = 32;
+// Below this tolerance the rounding of a float64 Gram matrix (1e-16 of |C|² per eigenvalue) could change a
+// rank.
+constexpr double smallest_gram_tolerance = 1e-5;
+
+template <class T>
+struct Limits {
+  // |C|² − |C'|² is taken for the squared error only above this part of |C|². Where one entry of C' holds
+  // most of the energy, its rounding (four products) moves |C'|² by 20 u; the error is still right to 1e-3 of
+  // itself.
+  static constexpr double plain_difference = std::is_same_v<T, float> ? 1e-3 : 1e-11;
+};
+
+int64_t product(const int64_t* begin, const int64_t* end) {
+  return std::accumulate(begin, end, int64_t(1), std::multiplies<int64_t>());
+}
+
+template <class T>
+struct Truncation {
+  const tk_hosvd_problem& p;
+  const T* core = nullptr;            // the input, or a scaled copy of it where squares would overflow
+  std::unique_ptr<Buffer<T>> scaled;  // that copy, core · 2^−exponent
+  int exponent = 0;
+  double energy = 0, bound = 0;     // |C|² and what one mode may discard of it; bound < 0: fixed ranks
+  bool finite = true, gram = true;  // gram: singular values may be squared
+  int64_t d, tail;                  // modes; the first of the trailing modes that are done together
+  int64_t rank[TK_MAX_MODES];
+  std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape
+
+  explicit Truncation(const tk_hosvd_problem& problem) : p(problem), d(problem.modes), tail(problem.modes) {
+    while (tail > 0 && product(p.shape + tail - 1, p.shape + d) <= small_window) --tail;
+    std::copy_n(p.shape, d, rank);
+  }
+
+  int64_t size() const { return product(p.shape, p.shape + d); }
+  int64_t groups() const { return tail + (tail < d ? 1 : 0); }
+  bool truncates(int64_t mode) const { return p.truncated[mode] != 0; }
+
+  void prepare(double tol, bool per_mode) {
+    core = static_cast<const T*>(p.core);
+    double length = norm(size(), core);
+    finite = std::isfinite(length);
+    if (!finite) return;
+    if (length > 0 && !(length > 1e-100 && length < 1e100)) {
+      std::frexp(length, &exponent);
+      scaled = std::make_unique<Buffer<T>>(size());
+      for (int64_t i = 0; i < size(); ++i) (*scaled)[i] = static_cast<T>(std::ldexp(core[i], -exponent));
+      core = *scaled;
+      length = norm(size(), core);
+    }
+    energy = length * length;
+    const int64_t count = std::count_if(p.truncated, p.truncated + d, [](int64_t f) { return f != 0; });
+    if (tol < 0) {
+      bound = -1;
+      gram = std::is_same_v<T, float>;
+      return;
+    }
+    bound = tol * tol * energy / (per_mode ? 1 : std::max<int64_t>(count, 1));
+    gram = tol >= smallest_gram_tolerance;
+  }
+
+  RankRule rule(int64_t mode) const {
+    // Singular values at the rounding level of float64 count as zero, also for tolerance zero.
+    const double noise = p.shape[mode] * std::numeric_limits<double>::epsilon();
+    return {bound < 0 ? -1 : std::max(bound, noise * noise * energy), p.min_rank[mode], p.max_rank[mode]};
+  }
+
+  void store(int64_t mode, int64_t found, const double* rows) {
+    rank[mode] = found;
+    vectors[mode] = std::make_unique<Buffer<T>>(found * p.shape[mode]);
+    std::copy_n(rows, found * p.shape[mode], vectors[mode]->data());
+  }
+
+  void find_vectors(int64_t group) {
+    const int64_t end = group < tail ? group + 1 : d;
+    if (!finite || std::none_of(p.truncated + group, p.truncated + end, [](int64_t f) { return f != 0; }))
+      return;
+    const int64_t width = product(p.shape + group, p.shape + end),
+                  inner = product(p.shape + end, p.shape + d);
+    Buffer<double> whole(gram ? width * width : 1);
+    if (gram) mode_gram(core, product(p.shape, p.shape + group), width, inner, whole.data());
+    for (int64_t mode = group; mode < end; ++mode) {
+      if (!truncates(mode)) continue;
+      const int64_t n = p.shape[mode], before = product(p.shape + group, p.shape + mode);
+      const int64_t after = product(p.shape + mode + 1, p.shape + end);
+      Buffer<double> rows(n * n);
+      if (gram && width == n) {
+        store(mode, leading_eigenvectors(n, whole, rule(mode), rows), rows);
+      } else if (gram) {
+        Buffer<double> own(n * n);
+        std::fill_n(own.data(), n * n, 0.0);
+        for (int64_t o = 0; o < before; ++o)
+          for (int64_t i = 0; i < after; ++i)
+            for (int64_t a = 0; a < n; ++a)
+              for (int64_t b = 0; b < n; ++b)
+                own[a * n + b] += whole[((o * n + a) * after + i) * width + (o * n + b) * after + i];
+        store(mode, leading_eigenvectors(n, own, rule(mode), rows), rows);
+      } else {
+        const int64_t outer = product(p.shape, p.shape + mode),
+                      rest = product(p.shape + mode + 1, p.shape + d);
+        Buffer<double> unfolded(size());
+        unfold(core, outer, n, rest, unfolded.data());
+        store(mode, leading_singular_vectors(n, outer * rest, unfolded, rule(mode), rows), rows);
+      }
+    }
+  }
+
+  // The combined projection of a group, P_aᵀ ⊗ P_bᵀ …, rows × width; empty where nothing is truncated.
+  std::vector<T> combined(int64_t group) const {
+    const int64_t end = group < tail ? group + 1 : d;
+    if (std::none_of(p.truncated + group, p.truncated + end, [](int64_t f) { return f != 0; })) return {};
+    std::vector<T> result{T(1)};
+    int64_t rows = 1, width = 1;
+    for (int64_t mode = group; mode < end; ++mode) {
+      const int64_t r = rank[mode], n = p.shape[mode];
+      std::vector<T> next(rows * r * width * n);
+      for (int64_t a = 0; a < rows; ++a)
+        for (int64_t i = 0; i < r; ++i)
+          for (int64_t b = 0; b < width; ++b)
+            for (int64_t j = 0; j < n; ++j)
+              next[((a * r + i) * width + b) * n + j] =
+                  result[a * width + b] * (truncates(mode) ? (*vectors[mode])[i * n + j] : T(i == j));
+      result = std::move(next);
+      rows *= r;
+      width *= n;
+    }
+    return result;
+  }
+
+  // x ×_groups matrices, from `sizes` to the ranks or back; the result replaces x.
+  void apply(std::vector<T>& x, bool expand) const {
+    const int64_t count = groups();
+    int64_t from[TK_MAX_MODES], to[TK_MAX_MODES], order[TK_MAX_MODES];
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t end = g < tail ? g + 1 : d;
+      from[g] = product(p.shape + g, p.shape + end);
+      to[g] = product(rank + g, rank + end);
+      if (expand) std::swap(from[g], to[g]);
+      order[g] = g;
+    }
+    // The mode that shrinks most comes first (grows least, when expanding).
+    std::stable_sort(order, order + count, [&](int64_t a, int64_t b) {
+      return 1.0 / to[a] - 1.0 / from[a] > 1.0 / to[b] - 1.0 / from[b];
+    });
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t g = order[k], n = from[g], rows = to[g];
+      const std::vector<T> matrix = combined(g);
+      if (matrix.empty()) continue;
+      const int64_t outer = product(from, from + g), inner = product(from + g + 1, from + count);
+      std::vector<T> y(outer * rows * inner);
+      mode_product(x.data(), outer, n, inner, matrix.data(), rows, expand ? 1 : n, expand ? rows : 1,
+                   y.data());
+      x.swap(y);
+      from[g] = rows;
+    }
+  }
+
+  // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it.
+  void make_feasible(std::vector<T>& small) {
+    for (int64_t mode = 0; mode < d; ++mode) {
+      const int64_t all = product(rank, rank + d), others = all / std::max<int64_t>(rank[mode], 1);
+      if (!truncates(mode) || rank[mode] <= others) continue;
+      const int64_t old = rank[mode], n = p.shape[mode];
+      const int64_t outer = product(rank, rank + mode), inner = product(rank + mode + 1, rank + d);
+      Buffer<double> unfolded(all), rows(old * old);
+      unfold(small.data(), outer, old, inner, unfolded.data());
+      if (gram) {
+        Buffer<double> g(old * old);
+        mode_gram(small.data(), outer, old, inner, g.data());
+        leading_eigenvectors(old, g, {-1, others, others}, rows);
+      } else {
+        leading_singular_vectors(old, others, unfolded, {-1, others, others}, rows);
+      }
+      std::vector<T> rotation(rows.data(), rows.data() + others * old), y(outer * others * inner);
+      mode_product(small.data(), outer, old, inner, rotation.data(), others, old, 1, y.data());
+      small.swap(y);
+      auto rotated = std::make_unique<Buffer<T>>(others * n);
+      multiply<T>(others, n, old, 1, rotation.data(), old, 1, *vectors[mode], n, 1, 0, *rotated, n);
+      vectors[mode] = std::move(rotated);
+      rank[mode] = others;
+      mode = -1;  // other modes may have become infeasible
+    }
+  }
+
+  double error(const std::vector<T>& small) const {
+    if (energy == 0) return 0;
+    const double kept = norm(small.size(), small.data());
+    const double difference = energy - kept * kept;
+    if (difference > Limits<T>::plain_difference * energy) return std::sqrt(difference / energy);
+    std::vector<T> back = small;
+    apply(back, true);
+    for (int64_t i = 0; i < size(); ++i) back[i] -= core[i];
+    return norm(size(), back.data()) / std::sqrt(energy);
+  }
+
+  void finish(int64_t* ranks, double& relative_error) {
+    T* result = static_cast<T*>(p.new_core);
+    if (!finite) {
+      std::copy_n(core, size(), result);
+      for (int64_t mode = 0; mode < d; ++mode)
+        if (truncates(mode)) write_projection(mode);
+      relative_error = std::numeric_limits<double>::quiet_NaN();
+      std::copy_n(p.shape, d, ranks);
+      return;
+    }
+    std::vector<T> small(core, core + size());
+    apply(small, false);
+    make_feasible(small);
+    relative_error = error(small);
+    for (int64_t mode = 0; mode < d; ++mode)
+      if (truncates(mode)) write_projection(mode);
+    write_core(small, result);
+    std::copy_n(rank, d, ranks);
+  }
+
+  void write_projection(int64_t mode) const {
+    const int64_t n = p.shape[mode];
+    T* out = static_cast<T*>(p.projection[mode]);
+    std::fill_n(out, n * n, T(0));
+    if (vectors[mode]) return transpose(rank[mode], n, vectors[mode]->data(), n, out, n);
+    for (int64_t i = 0; i < n; ++i) out[i * n + i] = 1;
+  }
+
+  void write_core(const std::vector<T>& small, T* result) const {
+    std::fill_n(result, size(), T(0));
+    if (small.empty()) return;
+    int64_t index[TK_MAX_MODES] = {};
+    const int64_t run = rank[d - 1];
+    for (int64_t from = 0; from < static_cast<int64_t>(small.size()); from += run) {
+      int64_t to = 0;
+      for (int64_t mode = 0; mode < d; ++mode) to = to * p.shape[mode] + index[mode];
+      if (scaled)
+        for (int64_t i = 0; i < run; ++i) result[to + i] = std::ldexp(small[from + i], exponent);
+      else
+        std::copy_n(small.data() + from, run, result + to);
+      for (int64_t mode = d - 2; mode >= 0 && ++index[mode] == rank[mode]; --mode) index[mode] = 0;
+    }
+  }
+};
+
+template <class T>
+tk_status hosvd_truncate(const tk_hosvd_problem* problems, int64_t count, const double* tol, bool per_mode,
+                         int64_t* ranks, int64_t width, double* errors, int threads) {
+  std::vector<Truncation<T>> work(problems, problems + count);
+  std::vector<double> cost(count);
+  for (int64_t l = 0; l < count; ++l) cost[l] = work[l].size();
+  tk_status status = for_each_problem(cost, threads, [&](int64_t l) { work[l].prepare(tol[l], per_mode); });
+  if (status != TK_OK) return status;
+
+  std::vector<std::pair<int64_t, int64_t>> parts;  // (core, combined mode)
+  cost.clear();
+  for (int64_t l = 0; l < count; ++l)
+    for (int64_t g = 0; g < work[l].groups(); ++g) {
+      const double n = g < work[l].tail ? problems[l].shape[g] : small_window;
+      parts.emplace_back(l, g);
+      cost.push_back(n * work[l].size() + 10 * n * n * n);
+    }
+  status =
+      for_each_problem(cost, threads, [&](int64_t i) { work[parts[i].first].find_vectors(parts[i].second); });
+  if (status != TK_OK) return status;
+
+  cost.resize(count);
+  for (int64_t l = 0; l < count; ++l) {
+    const int64_t* shape = problems[l].shape;
+    cost[l] = static_cast<double>(work[l].size()) * *std::max_element(shape, shape + problems[l].modes);
+    std::fill_n(ranks + l * width, width, 0);
+  }
+  return for_each_problem(cost, threads, [&](int64_t l) { work[l].finish(ranks + l * width, errors[l]); });
+}
+
+}  // namespace
+}  // namespace tk
+
+tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_problem* problems, int64_t count,
+                                const double* tol, int per_mode, int64_t* ranks, int64_t width,
+                                double* errors, int threads) {
+  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
+  for (int64_t l = 0; l < count; ++l) {
+    const tk_hosvd_problem& p = problems[l];
+    if (p.modes < 1 || p.modes > TK_MAX_MODES || p.modes > width) return TK_INVALID_ARGUMENT;
+    for (int64_t i = 0; i < p.modes; ++i)
+      if (p.shape[i] < 1 || p.min_rank[i] < 1 || p.max_rank[i] < 1) return TK_INVALID_ARGUMENT;
+  }
+  return tk::dispatch(dtype, [&](auto zero) {
+    return tk::hosvd_truncate<decltype(zero)>(problems, count, tol, per_mode != 0, ranks, width, errors,
+                                              threads);
+  });
+}

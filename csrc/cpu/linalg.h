@@ -1,0 +1,53 @@
+// The dense building blocks of the rank-space operators, one thread each. Vectors are stored as rows of unit
+// stride ("transposed storage"): a matrix whose columns are worked on is kept with one column per row.
+#pragma once
+
+#include <cstdint>
+
+namespace tk {
+
+// C (m×n, row stride c_row) = alpha A B + beta C with element strides; allocates its own packing buffer per
+// thread.
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t a_row, int64_t a_col, const T* b,
+              int64_t b_row, int64_t b_col, T beta, T* c, int64_t c_row);
+
+// out (cols×rows) = inᵀ for a rows×cols matrix, both with unit column stride; converts between types.
+template <class From, class To>
+void transpose(int64_t rows, int64_t cols, const From* in, int64_t in_row, To* out, int64_t out_row);
+
+// Euclidean norm without overflow or underflow; NaN or Inf only where x has one.
+template <class T>
+double norm(int64_t n, const T* x);
+
+// orthonormalise.cpp: block Gram-Schmidt of the `count` rows of w (unit rows, length n) against the r rows of
+// `fixed` (element strides f_row, f_col) and each other. A row whose remainder is at most `tolerance` is
+// dropped. The kept ones come first in w, in order; returns how many.
+template <class T>
+int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row, int64_t f_col, T* w,
+                            int64_t count, double tolerance);
+
+// Appends unit vectors, orthogonalised, to the `kept` orthonormal rows of q until there are `wanted` (≤ n).
+template <class T>
+void complete_rows(int64_t n, T* q, int64_t kept, int64_t wanted);
+
+// householder.cpp: A = Q R with R's diagonal ≥ 0. at: n rows of length m (Aᵀ), destroyed; qt: k rows of
+// length m (Qᵀ), r: k×n row-major, k = min(m, n).
+template <class T>
+void householder_qr(int64_t m, int64_t n, T* at, T* qt, T* r);
+
+// semidefinite_cholesky.cpp: G = L Lᵀ for a positive semidefinite n×n matrix; lt holds Lᵀ (row j is column j
+// of L, zero before j). A pivot of at most `tolerance` is skipped (zero row); returns the sum of those
+// pivots.
+double semidefinite_cholesky(int64_t n, const double* g, double tolerance, double* lt);
+
+// jacobi_svd.cpp: one-sided Jacobi on the `count` rows of x (length m); rotations are applied to the rows of
+// `also` (length a) too if it is not null. On return the rows are orthogonal to `tolerance` and sorted by
+// norm, which is written to sigma.
+void jacobi_svd(int64_t count, int64_t m, double* x, int64_t a, double* also, double tolerance,
+                double* sigma);
+
+// A = U diag(s) Vᵀ, A m×n row-major. ut: k rows of length m, vt: k rows of length n, s: k, k = min(m, n).
+void svd(int64_t m, int64_t n, const double* a, double tolerance, double* ut, double* s, double* vt);
+
+}  // namespace tk

@@ -1,0 +1,66 @@
+// Orthonormal bases of directions outside given bases, all problems in one call:
+//     V = orth((I − U Uᵀ) D),   columns that depend on U or on columns before them dropped.
+//
+// Layout: U (n×r), D and V (n×p) row-major; inside, one direction per row. One problem per thread, the
+// dearest first. Each direction is normalised first, so that its size never decides; then block Gram-Schmidt
+// with reorthogonalisation (orthonormalise.cpp has the blocking and the numerics).
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/dispatch.h"
+#include "core/scratch.h"
+#include "cpu/linalg.h"
+#include "cpu/problems.h"
+
+namespace tk {
+namespace {
+
+constexpr double smallest_direction = 1e-30;
+
+template <class T>
+bool all_finite(int64_t n, const T* x) {
+  return std::isfinite(norm(n, x));
+}
+
+template <class T>
+int64_t tangent_basis(const tk_tangent_basis_problem& p) {
+  const T* basis = static_cast<const T*>(p.basis);
+  const T* directions = static_cast<const T*>(p.directions);
+  T* found = static_cast<T*>(p.found);
+  std::fill_n(found, p.n * p.count, T(0));
+  if (!all_finite(p.n * p.rank, basis) || !all_finite(p.n * p.count, directions)) return -1;
+  Buffer<T> w(p.n * p.count);
+  transpose(p.n, p.count, directions, p.count, w.data(), p.n);
+  int64_t live = 0;
+  for (int64_t j = 0; j < p.count; ++j) {
+    const T* d = w.data() + j * p.n;
+    const double length = norm(p.n, d);
+    if (!(length >= smallest_direction)) continue;
+    T* target = w.data() + live++ * p.n;
+    for (int64_t i = 0; i < p.n; ++i) target[i] = static_cast<T>(d[i] / length);
+  }
+  const double tolerance = 8 * std::sqrt(static_cast<double>(p.n)) * std::numeric_limits<T>::epsilon();
+  live = orthonormalise_rows<T>(p.n, basis, p.rank, 1, p.rank, w.data(), live, tolerance);
+  transpose(live, p.n, w.data(), p.n, found, p.count);
+  return live;
+}
+
+}  // namespace
+}  // namespace tk
+
+tk_status tk_tangent_basis_cpu(tk_dtype dtype, const tk_tangent_basis_problem* problems, int64_t count,
+                               int64_t* counts, int threads) {
+  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
+  std::vector<double> cost(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const tk_tangent_basis_problem& p = problems[i];
+    if (p.n < 0 || p.rank < 0 || p.count < 0) return TK_INVALID_ARGUMENT;
+    cost[i] = 8.0 * p.n * p.count * (p.rank + p.count + 1);
+  }
+  return tk::dispatch(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return tk::for_each_problem(cost, threads,
+                                [&](int64_t i) { counts[i] = tk::tangent_basis<T>(problems[i]); });
+  });
+}
