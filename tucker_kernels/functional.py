@@ -34,7 +34,7 @@ def unfold(tensor, mode):
 def fold(matrix, mode, shape):
     """The tensor of shape `shape` whose mode-`mode` unfolding is `matrix`; inverse of `unfold`. Differentiable."""
     validation.tensor("matrix", matrix, ndim=2)
-    shape = tuple(shape)
+    shape = tuple(validation.integers("shape", shape, 0))
     mode = validation.mode("mode", mode, len(shape))
     expected = (shape[mode], math.prod(shape[:mode] + shape[mode + 1 :]))
     if tuple(matrix.shape) != expected:
@@ -86,8 +86,8 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
     Half precisions are accepted. Differentiable to any order.
     """
     validation.tensor("tensor", tensor)
-    matrices = list(matrices)
-    modes = list(range(len(matrices))) if modes is None else list(modes)
+    matrices = validation.sequence("matrices", matrices)
+    modes = list(range(len(matrices))) if modes is None else validation.integers("modes", modes)
     if len(modes) != len(matrices):
         raise ValueError(f"modes has {len(modes)} entries, but matrices has {len(matrices)}")
     modes = [validation.mode(f"modes[{i}]", m, tensor.ndim) for i, m in enumerate(modes)]
@@ -120,7 +120,7 @@ def tucker_to_tensor(core, factors):
 
 
 def _check_factors(name, core, factors):
-    if len(factors) != core.ndim:
+    if len(validation.sequence("factors", factors)) != core.ndim:
         raise ValueError(
             f"factors has {len(factors)} entries, but {name} has {core.ndim} modes; use None for a mode that is not "
             "factorised"
@@ -138,6 +138,19 @@ def _conv_geometry(input, core, stride, padding, dilation):
     stride = validation.per_dimension("stride", stride, window, 1)
     padding = validation.per_dimension("padding", padding, window, 0)
     return stride, padding, validation.per_dimension("dilation", dilation, window, 1)
+
+
+def _output_size(input, window, stride, padding, dilation):
+    sizes = [
+        (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, k, t, p, d in zip(input.shape[2:], window, stride, padding, dilation)
+    ]
+    if min(sizes) < 1:
+        raise ValueError(
+            f"input of size {tuple(input.shape[2:])} with padding {tuple(padding)} is smaller than the window "
+            f"{tuple(window)} with dilation {tuple(dilation)}"
+        )
+    return sizes
 
 
 def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
@@ -172,15 +185,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
             raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
     core = multi_mode_dot(core, [None, None, *window_factors])
     window = core.shape[2:]
-    sizes = [
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, k, t, p, d in zip(input.shape[2:], window, stride, padding, dilation)
-    ]
-    if min(sizes) < 1:
-        raise ValueError(
-            f"input of size {tuple(input.shape[2:])} with padding {tuple(padding)} is smaller than the window "
-            f"{tuple(window)} with dilation {tuple(dilation)}"
-        )
+    sizes = _output_size(input, window, stride, padding, dilation)
     if path == "auto":
         pixels_in = input.shape[0] * math.prod(input.shape[2:])
         pixels_out = input.shape[0] * math.prod(sizes)
@@ -212,7 +217,9 @@ def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, pa
 
     Returns: (r_out, r_in, *window ranks). Not differentiable.
     """
-    count = len(factors) - 2
+    count = len(validation.sequence("factors", factors)) - 2
+    if not 1 <= count <= 3:
+        raise ValueError(f"factors has {count + 2} entries; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
     if window is None:
         if any(f is None for f in factors[2:]):
             raise ValueError("window is None, but some window factor is None too; give the sizes")
@@ -223,6 +230,17 @@ def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, pa
     stride = validation.per_dimension("stride", stride, count, 1)
     padding = validation.per_dimension("padding", padding, count, 0)
     dilation = validation.per_dimension("dilation", dilation, count, 1)
+    channels = [
+        (grad_output.shape[1], f"grad_output has {grad_output.shape[1]} channels"),
+        (input.shape[1], f"input has {input.shape[1]} channels"),
+    ]
+    windows = [(k, f"window[{i}] is {k}") for i, k in enumerate(window)]
+    validation.bases("factors", factors, channels + windows, ("input", input))
+    expected = (input.shape[0], grad_output.shape[1], *_output_size(input, window, stride, padding, dilation))
+    if tuple(grad_output.shape) != expected:
+        raise ValueError(
+            f"grad_output has shape {tuple(grad_output.shape)}; for this input and window it must be {expected}"
+        )
     with torch.no_grad():
         gradient = ops.rank_space_wgrad(input, grad_output, factors[0], factors[1], window, stride, padding, dilation)
         return multi_mode_dot(gradient, [None, None, *factors[2:]], transpose=True)
@@ -243,13 +261,12 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
     Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
     """
     validation.tensor("core", core)
+    if core.ndim < 2:
+        raise ValueError(f"core has {core.ndim} modes; a linear layer has at least 2")
     _check_factors("core", core, factors)
     validation.tensor("input", input, like=("core", core))
     validation.choice("path", path, ("auto", *cost_model.PATHS))
-    if isinstance(out_modes, bool) or not isinstance(out_modes, int):
-        raise TypeError(f"out_modes must be an integer, got {type(out_modes).__name__}")
-    if not 1 <= out_modes < core.ndim:
-        raise ValueError(f"out_modes is {out_modes}; allowed are 1 to {core.ndim - 1} for this core")
+    validation.integer("out_modes", out_modes, 1, core.ndim - 1, " for this core")
     sizes = [c if f is None else f.shape[0] for c, f in zip(core.shape, factors)]
     n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
     if input.ndim < 1 or input.shape[-1] != n_in:
@@ -288,8 +305,18 @@ def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
     """
     validation.tensor("input", input)
     validation.tensor("grad_output", grad_output, like=("input", input))
-    if len(sizes) != len(factors):
+    sizes = validation.integers("sizes", sizes, 1)
+    if len(sizes) != len(validation.sequence("factors", factors)):
         raise ValueError(f"sizes has {len(sizes)} entries, but factors has {len(factors)}")
+    if len(sizes) < 2:
+        raise ValueError(f"sizes has {len(sizes)} entries; a linear layer has at least 2 modes")
+    validation.integer("out_modes", out_modes, 1, len(sizes) - 1, " for these sizes")
+    validation.bases("factors", factors, [(n, f"sizes[{i}] is {n}") for i, n in enumerate(sizes)], ("input", input))
+    n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
+    if input.ndim < 1 or input.shape[-1] != n_in:
+        raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
+    if tuple(grad_output.shape) != (*input.shape[:-1], n_out):
+        raise ValueError(f"grad_output has shape {tuple(grad_output.shape)}; it must be {(*input.shape[:-1], n_out)}")
     with torch.no_grad():
         x = input.reshape(-1, *sizes[out_modes:])
         dy = grad_output.reshape(-1, *sizes[:out_modes])
@@ -354,8 +381,7 @@ def hosvd_truncate(
 
     Source: De Lathauwer, De Moor & Vandewalle, "A multilinear singular value decomposition", 2000.
     """
-    if isinstance(cores, torch.Tensor) or not isinstance(cores, (list, tuple)):
-        raise TypeError(f"cores must be a list of tensors, got {type(cores).__name__}")
+    cores = validation.sequence("cores", cores, "tensors")
     if not cores:
         raise ValueError("cores is empty; at least one core is needed")
     for i, core in enumerate(cores):
@@ -372,11 +398,9 @@ def hosvd_truncate(
     else:
         lower = _bounds("min_rank", min_rank, cores)
         upper = [list(c.shape) for c in cores] if max_rank is None else _bounds("max_rank", max_rank, cores)
-        tols = [float(tol)] * len(cores) if isinstance(tol, (int, float)) else [float(t) for t in tol]
-        if len(tols) != len(cores):
-            raise ValueError(f"tol has {len(tols)} entries, but there are {len(cores)} cores")
-        if not all(t >= 0 for t in tols):
-            raise ValueError(f"tol is {tol}; allowed are numbers from 0 on")
+        if any(low > high for a, b in zip(lower, upper) for low, high in zip(a, b)):
+            raise ValueError(f"min_rank is {min_rank}, above max_rank, which is {max_rank}")
+        tols = validation.tolerances("tol", tol, len(cores))
     with torch.no_grad():
         new, flat, found, error = ops.hosvd_truncate(
             list(cores),
@@ -395,17 +419,17 @@ def _mode_flags(index, core, modes, count):
     if modes is None:
         return [True] * core.ndim
     own = modes
-    if len(modes) and not isinstance(modes[0], int):
+    if isinstance(modes, (list, tuple)) and len(modes) and not isinstance(modes[0], int):
         if len(modes) != count:
             raise ValueError(f"modes has {len(modes)} entries, but there are {count} cores")
         own = modes[index]
-    chosen = {validation.mode("modes", m, core.ndim) for m in own}
+    chosen = {validation.mode("modes", m, core.ndim) for m in validation.integers("modes", own)}
     return [i in chosen for i in range(core.ndim)]
 
 
 def _bounds(name, value, cores):
     rows = []
-    shared = isinstance(value, int) or (len(value) and isinstance(value[0], int))
+    shared = not isinstance(value, (list, tuple)) or not len(value) or not isinstance(value[0], (list, tuple))
     if not shared and len(value) != len(cores):
         raise ValueError(f"{name} has {len(value)} entries, but there are {len(cores)} cores")
     for i, core in enumerate(cores):

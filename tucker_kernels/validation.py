@@ -1,9 +1,13 @@
 """Argument checks of the public functions: each error names the argument, what was given and what is allowed."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FULL = (torch.float32, torch.float64)
+INTEGER = (int, torch.SymInt)  # sizes are symbolic while torch traces
 
 
 def _names(dtypes):
@@ -11,13 +15,13 @@ def _names(dtypes):
 
 
 def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
-    """A tensor of an allowed dtype with `ndim` (one of `ndim`) dimensions; dtype and device as `like`."""
+    """A tensor of an allowed dtype with `ndim` dimensions; dtype and device as `like`, a (name, tensor)."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_names(dtypes)}")
-    if ndim is not None and value.ndim not in ((ndim,) if isinstance(ndim, int) else ndim):
-        raise ValueError(f"{name} must have {_either(ndim)} dimensions, got shape {tuple(value.shape)}")
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} dimension{'s'[: ndim != 1]}, got shape {tuple(value.shape)}")
     if like is not None:
         other_name, other = like
         if value.dtype != other.dtype:
@@ -27,17 +31,47 @@ def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
     return value
 
 
-def _either(ndim):
-    return str(ndim) if isinstance(ndim, int) else " or ".join(map(str, ndim))
+def integer(name, value, low, high, of=""):
+    """An integer from `low` to `high`; `of` says what those depend on."""
+    if isinstance(value, bool) or not isinstance(value, INTEGER):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; allowed are {low} to {high}{of}")
+    return value
 
 
 def mode(name, value, ndim):
     """An integer mode in [−ndim, ndim), returned in [0, ndim)."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not -ndim <= value < ndim:
-        raise ValueError(f"{name} is {value}; allowed are {-ndim} to {ndim - 1} for {ndim} dimensions")
-    return value % ndim
+    if ndim == 0:
+        raise ValueError(f"{name} is {value}, but there are no dimensions")
+    return integer(name, value, -ndim, ndim - 1) % ndim
+
+
+def integers(name, values, minimum=None):
+    """A sequence of integers, each at least `minimum`, as a list."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
+    found = list(values)
+    for v in found:
+        if isinstance(v, bool) or not isinstance(v, INTEGER):
+            raise TypeError(f"{name} must hold integers, got {v!r}")
+        if minimum is not None and v < minimum:
+            raise ValueError(f"{name} is {tuple(found)}; allowed are integers from {minimum} on")
+    return found
+
+
+def per_dimension(name, value, count, minimum):
+    """An integer or `count` of them, each at least `minimum`, as a list."""
+    if isinstance(value, INTEGER) and not isinstance(value, bool):
+        if value < minimum:
+            raise ValueError(f"{name} is {value}; allowed are integers from {minimum} on")
+        return [value] * count
+    if isinstance(value, (bool, str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be an integer or a sequence of integers, got {type(value).__name__}")
+    values = integers(name, value, minimum)
+    if len(values) != count:
+        raise ValueError(f"{name} must be one integer or {count}, got {tuple(values)}")
+    return values
 
 
 def matrix_for_mode(name, value, tensor_, mode_, transpose, like):
@@ -49,29 +83,46 @@ def matrix_for_mode(name, value, tensor_, mode_, transpose, like):
         raise ValueError(f"{name} has {size} {side}, but mode {mode_} of {like[0]} has size {tensor_.shape[mode_]}")
 
 
+def sequence(name, values, of="matrices"):
+    """A list or tuple, as a list; a tensor is refused, because it would be taken apart by rows."""
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} must be a list of {of}, got {type(values).__name__}")
+    return list(values)
+
+
 def matrices(name, values, dtypes=FULL):
     """A non-empty list of matrices of one dtype on one device."""
-    if isinstance(values, torch.Tensor) or not isinstance(values, (list, tuple)):
-        raise TypeError(f"{name} must be a list of matrices, got {type(values).__name__}")
+    values = sequence(name, values)
     if not values:
         raise ValueError(f"{name} is empty; at least one matrix is needed")
     for i, value in enumerate(values):
         like = (f"{name}[0]", values[0]) if i else None
         tensor(f"{name}[{i}]", value, dtypes, ndim=2, like=like)
-    return list(values)
-
-
-def per_dimension(name, value, count, minimum):
-    """An int or `count` ints, each at least `minimum`, as a list."""
-    values = [value] * count if isinstance(value, int) else list(value)
-    if len(values) != count:
-        raise ValueError(f"{name} must be one integer or {count}, got {tuple(values)}")
-    for v in values:
-        if isinstance(v, bool) or not isinstance(v, int):
-            raise TypeError(f"{name} must hold integers, got {v!r}")
-        if v < minimum:
-            raise ValueError(f"{name} is {value}; allowed are integers from {minimum} on")
     return values
+
+
+def bases(name, values, sizes, like):
+    """A list of matrices or `None`, one per mode; `sizes` has for each its rows and what these must agree with."""
+    for i, (value, (size, what)) in enumerate(zip(values, sizes)):
+        if value is not None:
+            tensor(f"{name}[{i}]", value, ndim=2, like=like)
+            if value.shape[0] != size:
+                raise ValueError(f"{name}[{i}] has {value.shape[0]} rows, but {what}")
+
+
+def tolerances(name, value, count):
+    """A finite number from 0 on, or one per core, as a list of floats."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
+        raise TypeError(f"{name} must be a number or one per core, got {type(value).__name__}")
+    values = [value] * count if isinstance(value, (int, float)) else list(value)
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries, but there are {count} cores")
+    for v in values:
+        if isinstance(v, bool) or not isinstance(v, (int, float)):
+            raise TypeError(f"{name} must hold numbers, got {v!r}")
+        if not 0 <= v < math.inf:
+            raise ValueError(f"{name} is {value}; allowed are finite numbers from 0 on")
+    return [float(v) for v in values]
 
 
 def choice(name, value, allowed):
