@@ -6,9 +6,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/operators.h"
@@ -21,17 +24,111 @@ void check(tk_status status, const char* what) {
   if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
 }
 
+// What tests want to know of a problem in a table: sizes, tiles and the addresses that are written.
+py::dict shown(std::initializer_list<std::pair<const char*, int64_t>> fields) {
+  py::dict out;
+  for (const auto& [name, value] : fields) out[name] = value;
+  return out;
+}
+int64_t at(const void* address) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(address)); }
+
+template <class T>
+py::dict shown(const tk::GemmProblem<T>& p) {
+  return shown({{"m", p.m},
+                {"n", p.n},
+                {"depth", p.depth},
+                {"first_tile", p.first_tile},
+                {"out", at(p.out)},
+                {"a", at(p.a)},
+                {"b", at(p.b)},
+                {"flag", at(p.flag)}});
+}
+template <class T>
+py::dict shown(const tk::NormProblem<T>& p) {
+  return shown({{"rows", p.rows},
+                {"cols", p.cols},
+                {"u_cols", p.u_cols},
+                {"first_tile", p.first_tile},
+                {"out", at(p.scale)}});
+}
+template <class T>
+py::dict shown(const tk::GramProblem<T>& p) {
+  return shown({{"size", p.size},
+                {"depth", p.depth},
+                {"splits", p.splits},
+                {"split_depth", p.split_depth},
+                {"first_tile", p.first_tile},
+                {"first_reduce", p.first_reduce},
+                {"out", at(p.gram)},
+                {"partial", at(p.partial)}});
+}
+template <class T>
+py::dict shown(const tk::CholeskyProblem<T>& p) {
+  return shown({{"size", p.size}, {"work", at(p.work)}, {"out", at(p.inverse ? p.inverse : p.factor)}});
+}
+template <class T>
+py::dict shown(const tk::JacobiProblem<T>& p) {
+  return shown({{"size", p.size},
+                {"work", at(p.work)},
+                {"out", at(p.basis)},
+                {"min_rank", p.min_rank},
+                {"max_rank", p.max_rank}});
+}
+template <class T>
+py::dict shown(const tk::StepProblem<T>& p) {
+  return shown({{"elements", p.elements},
+                {"tiles", p.tiles},
+                {"dims", p.dims},
+                {"first_tile", p.first_tile},
+                {"out", at(p.new_core)}});
+}
+py::dict shown(const tk::ErrorProblem& p) {
+  return shown({{"tiles", p.tiles}, {"modes", p.modes}, {"out", at(p.error)}});
+}
+
+template <class Problem>
+py::list table(const tk::Plan& plan, const tk::Launch& launch) {
+  py::list out;
+  for (int32_t i = 0; i < launch.count; ++i) {
+    Problem problem;
+    std::memcpy(&problem, plan.table.data() + launch.table + i * sizeof(Problem), sizeof(Problem));
+    out.append(shown(problem));
+  }
+  return out;
+}
+
+template <class T>
+py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
+  switch (launch.kernel) {
+    case tk::Kernel::grouped_gemm:
+      return table<tk::GemmProblem<T>>(plan, launch);
+    case tk::Kernel::column_norms:
+      return table<tk::NormProblem<T>>(plan, launch);
+    case tk::Kernel::gram:
+    case tk::Kernel::gram_reduce:
+      return table<tk::GramProblem<T>>(plan, launch);
+    case tk::Kernel::semidefinite_cholesky:
+      return table<tk::CholeskyProblem<T>>(plan, launch);
+    case tk::Kernel::jacobi_svd:
+      return table<tk::JacobiProblem<T>>(plan, launch);
+    case tk::Kernel::truncation_error:
+      return table<tk::ErrorProblem>(plan, launch);
+    case tk::Kernel::core_step:
+      return table<tk::StepProblem<T>>(plan, launch);
+  }
+  return py::list();
+}
+
 py::dict describe(const tk::Plan& plan) {
   py::list launches;
   for (const tk::Launch& l : plan.launches) {
     py::dict one;
     one["kernel"] = tk::kernel_name(l.kernel);
-    one["problems"] = l.count;
+    one["problems"] = plan.dtype == TK_FLOAT64 ? problems<double>(plan, l) : problems<float>(plan, l);
     one["work"] = l.work;
     one["grid"] = l.grid;
     one["block"] = l.block;
     one["shared"] = l.shared;
-    one["table"] = l.table;
     launches.append(one);
   }
   py::dict out;

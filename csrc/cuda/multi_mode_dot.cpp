@@ -15,12 +15,17 @@ tk_status check(int32_t count, const tk_mode_products* problems) {
     int64_t sizes[TK_MAX_MODES];
     for (int32_t d = 0; d < p.ndim; ++d) sizes[d] = p.shape[d];
     for (int32_t k = 0; k < p.products; ++k) {
-      if (p.modes[k] < 0 || p.modes[k] >= p.ndim) return TK_INVALID_ARGUMENT;
-      sizes[p.modes[k]] = p.rows[k];
-      int64_t elements = 1;
-      for (int32_t d = 0; d < p.ndim; ++d) elements *= sizes[d];
-      if (elements < 0) return TK_INVALID_ARGUMENT;
-      if (elements >= largest_index) return TK_UNSUPPORTED;
+      const int32_t mode = p.modes[k];
+      if (mode < 0 || mode >= p.ndim || p.rows[k] < 0) return TK_INVALID_ARGUMENT;
+      int64_t others = 1;
+      for (int32_t d = 0; d < p.ndim; ++d) {
+        if (sizes[d] < 0) return TK_INVALID_ARGUMENT;
+        if (sizes[d] >= largest_index) return TK_UNSUPPORTED;
+        others *= d == mode ? 1 : sizes[d];
+        if (others >= largest_index) return TK_UNSUPPORTED;
+      }
+      sizes[mode] = p.rows[k];
+      if (p.rows[k] >= largest_index) return TK_UNSUPPORTED;
     }
   }
   return TK_OK;

@@ -58,7 +58,9 @@ constexpr int32_t blocks_per_multiprocessor = 2;
 class PlanBuilder {
  public:
   PlanBuilder(tk_dtype dtype, void* workspace, int64_t table_bytes, const Device& device)
-      : base_(reinterpret_cast<uintptr_t>(workspace)), used_(table_bytes), device_(device) {
+      : base_(workspace ? reinterpret_cast<uintptr_t>(workspace) : nowhere),
+        used_(table_bytes),
+        device_(device) {
     plan_.dtype = dtype;
   }
 
@@ -120,6 +122,9 @@ class PlanBuilder {
   }
 
   Plan plan_{};
+  // Stands for an unknown address: a null pointer would mean "not wanted".
+  static constexpr uintptr_t nowhere = 256;
+
   uintptr_t base_;
   int64_t used_;
   Device device_;

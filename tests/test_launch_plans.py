@@ -1,0 +1,265 @@
+"""Launch plans of the CUDA back end: pure host functions, tested over all sizes without a GPU.
+
+Every tile of every problem has exactly one owner, launches stay inside every device's limits, and what a plan writes
+lies inside its workspace or its outputs.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tucker_kernels import reference
+from tucker_kernels.backends import native_module
+
+_C, _reason = native_module()
+pytestmark = pytest.mark.skipif(_C is None, reason=_reason)
+
+WORKSPACE = 1 << 40  # an address; plans do not touch it
+OUT = 1 << 50
+DEVICES = {"A100": (108, 164864), "RTX 4090": (128, 99328), "H200": (132, 230400), "smallest": (1, 99328)}
+devices = st.sampled_from(sorted(DEVICES))
+dtypes = st.sampled_from([0, 1])
+quick = settings(max_examples=100, deadline=None)
+
+
+def tiles_of(kernel, p):
+    if kernel == "grouped_gemm":
+        return math.ceil(p["m"] / 64) * math.ceil(p["n"] / 64)
+    if kernel == "column_norms":
+        return math.ceil(p["cols"] / 32) + math.ceil(p["u_cols"] / 32)
+    if kernel in ("gram", "gram_reduce"):
+        blocks = math.ceil(p["size"] / 64)
+        lower = blocks * (blocks + 1) // 2
+        return lower * p["splits"] if kernel == "gram" else lower
+    if kernel == "core_step":
+        return math.ceil(p["elements"] / 1024)
+    return 1
+
+
+def check(plan, device):
+    """What holds for every plan."""
+    multiprocessors, shared = DEVICES[device]
+    end = WORKSPACE + plan["workspace"]
+    assert len(plan["table"]) <= plan["workspace"]
+    scratch = WORKSPACE + math.ceil(len(plan["table"]) / 256) * 256
+    for launch in plan["launches"]:
+        assert 1 <= launch["grid"] <= 2**31 - 1
+        assert launch["block"] % 32 == 0
+        assert 32 <= launch["block"] <= 1024
+        assert launch["shared"] <= shared <= 232448
+        problems = launch["problems"]
+        first = "first_reduce" if launch["kernel"] == "gram_reduce" else "first_tile"
+        if first in problems[0]:
+            expected = 0
+            for p in problems:
+                assert p[first] == expected
+                owned = tiles_of(launch["kernel"], p)
+                assert owned > 0
+                expected += owned
+            assert launch["work"] == expected
+            assert launch["grid"] == min(expected, 2 * multiprocessors)
+        else:
+            assert launch["grid"] == len(problems)
+        for p in problems:
+            for name in ("out", "partial", "work"):
+                address = p.get(name, 0)
+                assert address == 0 or address >= OUT or scratch <= address < end, f"{launch['kernel']}: {name}"
+    return plan
+
+
+def multi_mode_dot(dtype, problems, device):
+    return check(_C.multi_mode_dot_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+
+
+@st.composite
+def chains(draw):
+    shape = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8).filter(lambda s: math.prod(s) < 10**7))
+    modes = draw(st.lists(st.sampled_from(range(len(shape))), min_size=1, max_size=4, unique=True))
+    rows = draw(st.lists(st.integers(1, 40), min_size=len(modes), max_size=len(modes)))
+    return OUT, OUT, shape, modes, rows, [OUT] * len(modes), draw(st.booleans())
+
+
+@quick
+@given(dtypes, st.lists(chains(), min_size=1, max_size=5), devices)
+def test_multi_mode_dot_multiplies_every_mode_once(dtype, problems, device):
+    plan = multi_mode_dot(dtype, problems, device)
+    assert len(plan["launches"]) == max(len(p[3]) for p in problems)
+    for step, launch in enumerate(plan["launches"]):
+        living = [p for p in problems if step < len(p[3])]
+        for (_, _, shape, modes, rows, *_), p in zip(living, launch["problems"], strict=True):
+            now = list(shape)
+            for mode, size in zip(modes[:step], rows[:step]):
+                now[mode] = size
+            assert p["depth"] == now[modes[step]]
+            now[modes[step]] = rows[step]
+            assert p["m"] * p["n"] == math.prod(now)
+
+
+def test_multi_mode_dot_leaves_out_empty_results_and_keeps_empty_sums():
+    plan = _C.multi_mode_dot_cuda_plan(0, [(OUT, OUT, [0, 4], [1], [3], [OUT], False)], WORKSPACE, 2, 99328)
+    assert plan["launches"] == []
+    plan = multi_mode_dot(0, [(OUT, OUT, [5, 0], [1], [3], [OUT], False)], "A100")
+    assert plan["launches"][0]["problems"][0]["depth"] == 0
+
+
+@quick
+@given(dtypes, *[st.integers(1, 3000)] * 2, *[st.integers(1, 300)] * 2, devices)
+def test_cross_gram_cuts_the_sum_completely(dtype, outer, inner, rows, cols, device):
+    problem = (OUT, 2 * OUT, 4 * OUT, outer, inner, rows, cols)
+    plan = check(_C.cross_gram_cuda_plan(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+    products, *sums = plan["launches"]
+    assert sum(p["depth"] for p in products["problems"]) == outer * inner
+    size = 8 if dtype else 4
+    begins = [OUT + at * size for at in _begins(outer, inner, rows, products["problems"])]
+    assert [p["a"] for p in products["problems"]] == begins
+    if sums:
+        assert sums[0]["problems"][0]["depth"] == len(products["problems"])
+
+
+def _begins(outer, inner, rows, problems):
+    """Where each part of `a` (outer, rows, inner) begins, if parts follow each other."""
+    done = 0
+    for p in problems:
+        yield done * rows if outer > 1 else done
+        done += p["depth"]
+
+
+@st.composite
+def tangents(draw):
+    n = draw(st.integers(1, 1024))
+    return OUT, OUT, OUT, OUT, n, draw(st.integers(0, 1024)), draw(st.integers(1, 1024))
+
+
+@quick
+@given(dtypes, st.lists(tangents(), min_size=1, max_size=6), devices)
+def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, device):
+    plan = check(_C.tangent_basis_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    kernels = [launch["kernel"] for launch in plan["launches"]]
+    assert len(kernels) <= 16
+    assert kernels.count("semidefinite_cholesky") == 2
+    for launch in plan["launches"]:
+        if launch["kernel"] == "semidefinite_cholesky":
+            assert [p["size"] for p in launch["problems"]] == [p[6] for p in problems]
+            for p in launch["problems"]:  # one that does not fit shared memory works in device memory
+                assert p["work"] != 0 or p["size"] * (p["size"] + 1) * 4 <= launch["shared"]
+
+
+@st.composite
+def truncations(draw, fixed):
+    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    cut = [draw(st.booleans()) for _ in shape]
+    most = [draw(st.integers(1, 10)) for _ in shape]
+    least = most if fixed else [draw(st.integers(1, m)) for m in most]
+    tol = -1.0 if fixed else draw(st.floats(0, 1))
+    projections = [OUT if c else 0 for c in cut]
+    return OUT, OUT, projections, OUT, OUT, shape, least, most, len(shape), tol, draw(st.booleans()), 12
+
+
+@quick
+@given(dtypes, truncations(fixed=True), devices)
+def test_given_ranks_are_cut_as_the_reference_cuts_them(dtype, problem, device):
+    plan = check(_C.hosvd_truncate_cuda_plan(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+    shape, projections, ranks = problem[5], problem[2], problem[7]
+    core = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    modes = [int(p != 0) for p in projections]
+    expected = reference.hosvd_truncate([core], modes, [-1.0], ranks, ranks, False)[2][0].tolist()
+    found = [p for launch in plan["launches"] if launch["kernel"] == "jacobi_svd" for p in launch["problems"]]
+    wanted = [r for r, mode in zip(expected, modes) if mode]
+    assert [p["min_rank"] for p in found] == [p["max_rank"] for p in found] == wanted
+
+
+@quick
+@given(dtypes, st.lists(truncations(fixed=False), min_size=1, max_size=4), devices)
+def test_truncation_bounds_are_ordered_and_within_the_sizes(dtype, problems, device):
+    problems = [(*p[:8], 4, *p[9:]) for p in problems]
+    plan = check(_C.hosvd_truncate_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    for launch in plan["launches"]:
+        if launch["kernel"] == "jacobi_svd":
+            for p in launch["problems"]:
+                assert 1 <= p["min_rank"] <= p["max_rank"] <= p["size"]
+    residual = [launch for launch in plan["launches"] if launch["kernel"] == "truncation_error"]
+    assert len(residual) == 1
+    assert len(residual[0]["problems"]) == len(problems)
+
+
+@quick
+@given(dtypes, *[st.integers(1, 1500)] * 2, devices)
+def test_qr_and_svd_plans(dtype, m, n, device):
+    for name, count in (("batched_qr", 3), ("batched_svd", 4)):
+        plan_of = getattr(_C, f"{name}_cuda_plan")
+        problem = (*[OUT] * count, m, n)
+        if min(m, n) > 1024:
+            with pytest.raises(RuntimeError, match="does not support"):
+                plan_of(dtype, [problem], WORKSPACE, *DEVICES[device])
+        else:
+            check(plan_of(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+
+
+@st.composite
+def steps(draw):
+    shape = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6).filter(lambda s: math.prod(s) < 10**5))
+    augmented = [draw(st.integers(n, 2 * n)) for n in shape]
+    return [OUT] * 8, shape, augmented, [0, 1, 0, 0], [0.1] * 7
+
+
+@quick
+@given(dtypes, st.lists(steps(), min_size=1, max_size=5), devices)
+def test_core_step_is_one_launch(dtype, problems, device):
+    plan = check(_C.core_step_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    (launch,) = plan["launches"]
+    assert [p["elements"] for p in launch["problems"]] == [math.prod(p[2]) for p in problems]
+
+
+def test_a_plan_is_a_function_of_its_arguments():
+    problems = [(OUT, OUT, OUT, OUT, 512, 64, 64), (OUT, OUT, OUT, OUT, 9, 3, 3)]
+    first, second = (_C.tangent_basis_cuda_plan(0, problems, WORKSPACE, 132, 230400) for _ in range(2))
+    assert first == second
+    empty = _C.tangent_basis_cuda_plan(0, problems, 0, 132, 230400)
+    assert empty["workspace"] == first["workspace"]
+
+
+def resnet18(fraction):
+    """(U, D) sizes of the factorised modes of a ResNet18: output and input channels of its 20 convolutions."""
+    layers = [(64, 3)] + [(64, 64)] * 4 + [(128, 64), (128, 64)] + [(128, 128)] * 3
+    layers += [(256, 128), (256, 128)] + [(256, 256)] * 3 + [(512, 256), (512, 256)] + [(512, 512)] * 3
+    return [(max(1, int(fraction * n_out)), max(1, int(fraction * n_in))) for n_out, n_in in layers]
+
+
+@pytest.mark.parametrize("fraction", [1 / 8, 1 / 4, 1 / 2])
+def test_a_resnet18_step_takes_few_launches(fraction):
+    """Independent of depth, as kernels of one launch over all layers and modes should be."""
+    ranks = [r for pair in resnet18(fraction) for r in pair]
+    tangent = [(OUT, OUT, OUT, OUT, int(r / fraction), r, r) for r in ranks]
+    cores = [
+        (OUT, OUT, [OUT, OUT, 0, 0], OUT, OUT, shape, [1, 1, 1, 1], shape, 4, 0.1, False, 12)
+        for shape in [[2 * a, 2 * b, 3, 3] for a, b in resnet18(fraction)]
+    ]
+    counts = {}
+    for layers in (1, len(cores)):
+        plans = [
+            _C.tangent_basis_cuda_plan(0, tangent[: 2 * layers], WORKSPACE, 132, 230400),
+            _C.hosvd_truncate_cuda_plan(0, cores[-layers:], WORKSPACE, 132, 230400),
+        ]
+        counts[layers] = sum(len(plan["launches"]) for plan in plans)
+    assert counts[len(cores)] <= counts[1] + 2  # gram_reduce, where some sum is long enough to be cut
+    assert counts[len(cores)] <= 36
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, 2000, 4, 1025)], 0, 1, 99328), "does not support"),
+        (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, -1, 4, 4)], 0, 1, 99328), "out of range"),
+        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2], [1], [1], [0], False)], 0, 1, 99328), "out of range"),
+        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2] * 9, [1], [1], [0], False)], 0, 1, 99328), "at most 8"),
+        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 99328), "support"),
+        (lambda: _C.multi_mode_dot_cuda_plan(7, [(0, 0, [2], [0], [1], [0], False)], 0, 1, 99328), "support"),
+        (lambda: _C.core_step_cuda_plan(0, [([0] * 8, [3], [2], [0, 1, 0, 0], [0.0] * 7)], 0, 1, 1), "out of range"),
+    ],
+)
+def test_plans_refuse_what_they_cannot_do(call, message):
+    with pytest.raises(RuntimeError, match=message):
+        call()
