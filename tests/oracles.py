@@ -17,6 +17,18 @@ def mode_dot(tensor, matrix, mode, transpose=False):
     return torch.einsum(f"{letters},{pair}->{result}", tensor.double(), matrix.double())
 
 
+def multi_mode_dot(tensor, matrices, modes, transpose=False):
+    for matrix, mode in zip(matrices, modes):
+        tensor = mode_dot(tensor, matrix, mode, transpose)
+    return tensor
+
+
+def cross_gram(a, b, mode):
+    letters = string.ascii_lowercase[: a.ndim]
+    other = letters.replace(letters[mode], "z")
+    return torch.einsum(f"{letters},{other}->{letters[mode]}z", a.double(), b.double())
+
+
 def tucker_to_tensor(core, factors):
     """C ×_1 U_1 … ×_d U_d in one einsum; differentiable."""
     small, big = string.ascii_lowercase[: core.ndim], string.ascii_uppercase[: core.ndim]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 
 
 @dataclass(frozen=True)
@@ -109,3 +110,18 @@ LINEARS = [
     Linear("tensorised", outer=(3, 4), inner=(2, 5), ranks=(2, 3, 2, 3)),
     Linear("tensorised_partly", outer=(3, 4, 2), inner=(5, 2), ranks=(2, None, 1, 3, None), rows=(2, 3)),
 ]
+
+
+@st.composite
+def tensors(draw, dtypes=(torch.float32, torch.float64), most_modes=5, most_elements=20_000, smallest=0):
+    """Random tensors of any number of modes, sizes (also 0 and 1) and memory layout, dense or not."""
+    shape = draw(st.lists(st.integers(smallest, 70), min_size=1, max_size=most_modes))
+    while torch.Size(shape).numel() > most_elements:
+        largest = max(range(len(shape)), key=lambda i: shape[i])
+        shape[largest] = (shape[largest] + 1) // 2
+    order = draw(st.permutations(range(len(shape))))
+    step = draw(st.sampled_from([1, 1, 1, 2]))
+    stored = [shape[i] for i in order]
+    stored[-1] *= step
+    inverse = [order.index(i) for i in range(len(shape))]
+    return torch.randn(stored).to(draw(st.sampled_from(dtypes)))[..., ::step].permute(inverse)

@@ -41,3 +41,19 @@ def assert_close(actual, expected, operator, scale=None):
     bound = TOLERANCES[operator][actual.dtype] * (float(expected.abs().max()) if scale is None else scale)
     error = float((actual.double() - expected.double()).abs().max())
     assert error <= bound, f"{operator}: error {error:.3e} exceeds {bound:.3e} in {actual.dtype}"
+
+
+def assert_sum_close(actual, expected, magnitude, length):
+    """Fails unless |actual − expected| <= (length + 4) u magnitude everywhere: the a-priori bound of a sum.
+
+    `magnitude` is the same sum of absolute values, |A||B|, in float64. Sums of any order with at most `length`
+    rounded products and additions meet it (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1);
+    half precisions sum in float32 and are rounded once.
+    """
+    assert tuple(actual.shape) == tuple(expected.shape), f"shape {tuple(actual.shape)}, not {tuple(expected.shape)}"
+    accumulator = torch.promote_types(actual.dtype, f32)
+    unit = (length + 4) * torch.finfo(accumulator).eps / 2
+    if actual.dtype != accumulator:
+        unit += torch.finfo(actual.dtype).eps / 2
+    excess = (actual.double() - expected).abs() - unit * magnitude - torch.finfo(actual.dtype).smallest_normal
+    assert bool((excess <= 0).all()), f"error exceeds (n + 4) u |A||B| by {float(excess.max()):.3e}"
