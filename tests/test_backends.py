@@ -1,0 +1,132 @@
+"""Which back end an operator goes to: order, preference, refusal with the reason, and what threads see."""
+
+import logging
+import threading
+
+import pytest
+import torch
+
+import tucker_kernels as tk
+from tucker_kernels.backends import DEVICES, NAMES, ORDER, chosen, implementation, implements
+
+X, M = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def no_preference():
+    tk.use_backend(None)
+    yield
+    tk.use_backend(None)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Names of the back ends that run mode_dot, in order."""
+    ran = []
+    table = implements.__globals__["_implementations"]
+    for name in ("reference", "cpu"):
+        original = table[name]["mode_dot"]
+        monkeypatch.setitem(
+            table[name], "mode_dot", lambda *args, name=name, original=original: ran.append(name) or original(*args)
+        )
+    return ran
+
+
+def test_names_and_reasons():
+    found = tk.backends()
+    assert tuple(found) == NAMES
+    assert all(isinstance(available, bool) and reason for available, reason in found.values())
+    assert found["reference"][0]
+    assert found["cpu"][0]
+
+
+def test_the_native_back_end_comes_before_the_reference():
+    assert ORDER["cpu"] == ("cpu", "reference")
+    assert ORDER["cuda"] == ("cuda", "triton", "reference")
+    assert chosen("mode_dot", "cpu") == "cpu"
+
+
+def test_use_as_a_function(recorded):
+    tk.mode_dot(X, M, 1)
+    tk.use_backend("reference")
+    tk.mode_dot(X, M, 1)
+    tk.use_backend(None)
+    tk.mode_dot(X, M, 1)
+    assert recorded == ["cpu", "reference", "cpu"]
+
+
+def test_use_as_a_context(recorded):
+    with tk.use_backend("reference"):
+        tk.mode_dot(X, M, 1)
+        with tk.use_backend("cpu"):
+            tk.mode_dot(X, M, 1)
+        tk.mode_dot(X, M, 1)
+    tk.mode_dot(X, M, 1)
+    assert recorded == ["reference", "cpu", "reference", "cpu"]
+
+
+def test_the_preference_ends_with_the_block_also_when_it_fails():
+    with pytest.raises(KeyError), tk.use_backend("reference"):
+        raise KeyError
+    assert chosen("mode_dot", "cpu") == "cpu"
+
+
+def test_a_refusal_leaves_the_preference_as_it_was():
+    tk.use_backend("reference")
+    with pytest.raises(ValueError, match="name must be one of reference, cpu, cuda, triton or None, got 'tpu'"):
+        tk.use_backend("tpu")
+    for name in ("cuda", "triton"):
+        available, reason = tk.backends()[name]
+        if not available:
+            with pytest.raises(ValueError, match=f"back end '{name}' cannot run here") as raised:
+                tk.use_backend(name)
+            assert reason in str(raised.value)
+    assert chosen("mode_dot", "cpu") == "reference"
+
+
+def test_other_threads_see_the_preference(recorded):
+    """Backward passes run on threads of their own; a preference per thread would not reach them."""
+    with tk.use_backend("reference"):
+        thread = threading.Thread(target=lambda: tk.mode_dot(X, M, 1))
+        thread.start()
+        thread.join()
+        x = X.clone().requires_grad_()
+        tk.mode_dot(x, M, 1).sum().backward()
+    assert recorded == ["reference"] * 3
+
+
+def test_a_preference_for_another_device_changes_nothing():
+    """A CUDA back end is never asked to work on host tensors."""
+    assert "cpu" not in DEVICES["cuda"]
+    assert "cpu" not in DEVICES["triton"]
+    assert "cuda" not in DEVICES["cpu"]
+
+
+def test_operators_that_a_back_end_lacks_go_on_in_order(monkeypatch):
+    table = implements.__globals__["_implementations"]
+    monkeypatch.delitem(table["cpu"], "mode_dot")
+    assert chosen("mode_dot", "cpu") == "reference"
+    monkeypatch.delitem(table["reference"], "mode_dot")
+    with pytest.raises(RuntimeError, match="no back end implements mode_dot on cpu"):
+        implementation("mode_dot", "cpu")
+
+
+def test_unsupported_devices_are_named():
+    with pytest.raises(ValueError, match="device: tensors on 'xpu' are not supported; allowed are cpu and cuda"):
+        chosen("mode_dot", "xpu")
+
+
+def test_a_back_end_that_cannot_run_is_passed_over_with_a_warning(monkeypatch, caplog):
+    usable = chosen.__globals__["_usable"]
+    usable.cache_clear()
+    monkeypatch.setitem(chosen.__globals__, "backends", lambda: {"cpu": (False, "it rains"), "reference": (True, "")})
+    with caplog.at_level(logging.WARNING, "tucker_kernels"):
+        assert chosen("mode_dot", "cpu") == "reference"
+        assert chosen("mode_dot", "cpu") == "reference"
+    assert [record.getMessage() for record in caplog.records] == ["back end cpu is not used: it rains"]
+    usable.cache_clear()
+
+
+def test_every_operator_has_a_reference():
+    operators = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("tucker_kernels::")}
+    assert operators == set(implements.__globals__["_implementations"]["reference"])
