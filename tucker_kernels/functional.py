@@ -95,15 +95,20 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
         raise ValueError(f"modes is {modes}; each mode may be named once")
     if skip is not None:
         matrices[validation.mode("skip", skip, len(matrices))] = None
-    kept = [(i, m) for i, m in enumerate(matrices) if m is not None]
-    for i, m in kept:
-        validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
-    if not kept:
+    for i, m in enumerate(matrices):
+        if m is not None:
+            validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
+    return _multi_mode_dot(tensor, matrices, modes, transpose)
+
+
+def _multi_mode_dot(tensor, matrices, modes, transpose):
+    """Of arguments that were checked."""
+    chosen = [mode for mode, m in zip(modes, matrices) if m is not None]
+    operands = [m for m in matrices if m is not None]
+    if not chosen:
         return tensor
-    chosen = [modes[i] for i, _ in kept]
-    if len(kept) == 1:
-        return _mode_dot(tensor, kept[0][1], chosen[0], transpose)
-    operands = [m for _, m in kept]
+    if len(chosen) == 1:
+        return _mode_dot(tensor, operands[0], chosen[0], transpose)
     if _needs_gradient(tensor, *operands):
         return MultiModeDot.apply(tensor, chosen, transpose, *operands)
     return call(ops.multi_mode_dot.default, tensor, operands, chosen, transpose)
@@ -116,7 +121,7 @@ def tucker_to_tensor(core, factors):
     """
     validation.tensor("core", core)
     _check_factors("core", core, factors)
-    return multi_mode_dot(core, factors)
+    return _multi_mode_dot(core, factors, range(core.ndim), False)
 
 
 def _check_factors(name, core, factors):
@@ -183,7 +188,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         validation.tensor("bias", bias, ndim=1, like=("core", core))
         if bias.shape[0] != n_out:
             raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
-    core = multi_mode_dot(core, [None, None, *window_factors])
+    core = _multi_mode_dot(core, window_factors, range(2, core.ndim), False)
     window = core.shape[2:]
     sizes = _output_size(input, window, stride, padding, dilation)
     if path == "auto":
@@ -194,7 +199,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     if path == "fused":
         raise ValueError("path is 'fused', but no back end has a fused convolution here; use 'chain'")
     if path == "reconstruct":
-        weight = multi_mode_dot(core, [out_factor, in_factor], modes=[0, 1])
+        weight = _multi_mode_dot(core, [out_factor, in_factor], (0, 1), False)
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
         y = convolution(input, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
@@ -243,7 +248,7 @@ def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, pa
         )
     with torch.no_grad():
         gradient = ops.rank_space_wgrad(input, grad_output, factors[0], factors[1], window, stride, padding, dilation)
-        return multi_mode_dot(gradient, [None, None, *factors[2:]], transpose=True)
+        return _multi_mode_dot(gradient, factors[2:], range(2, gradient.ndim), True)
 
 
 def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
@@ -283,13 +288,13 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         chain = rows * (n_in * r_in + r_in * r_out + r_out * n_out)
         path = "chain" if chain <= (rows + r_in) * n_in * n_out else "reconstruct"
     if path == "reconstruct":
-        weight = multi_mode_dot(core, factors).reshape(n_out, n_in)
+        weight = _multi_mode_dot(core, factors, range(core.ndim), False).reshape(n_out, n_in)
         return torch.nn.functional.linear(input, weight, bias)
     x = input.reshape(rows, *sizes[out_modes:])
-    inner = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True).reshape(rows, r_in)
+    inner = _multi_mode_dot(x, factors[out_modes:], range(1, x.ndim), True).reshape(rows, r_in)
     outer = _mode_dot(inner, core.reshape(r_out, r_in), 1, False)
     outer = outer.reshape(rows, *core.shape[:out_modes])
-    y = multi_mode_dot(outer, factors[:out_modes], modes=range(1, outer.ndim))
+    y = _multi_mode_dot(outer, factors[:out_modes], range(1, outer.ndim), False)
     y = y.reshape(*input.shape[:-1], n_out)
     return y if bias is None else y + bias
 
@@ -320,8 +325,8 @@ def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
     with torch.no_grad():
         x = input.reshape(-1, *sizes[out_modes:])
         dy = grad_output.reshape(-1, *sizes[:out_modes])
-        x = multi_mode_dot(x, factors[out_modes:], modes=range(1, x.ndim), transpose=True)
-        dy = multi_mode_dot(dy, factors[:out_modes], modes=range(1, dy.ndim), transpose=True)
+        x = _multi_mode_dot(x, factors[out_modes:], range(1, x.ndim), True)
+        dy = _multi_mode_dot(dy, factors[:out_modes], range(1, dy.ndim), True)
         flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
         return flat.reshape(*dy.shape[1:], *x.shape[1:])
 
