@@ -31,13 +31,15 @@ struct Orthonormalization {
   OnFlag on_flag;
 };
 
-// The squared size, relative to its column, below which what remains of a column is rounding: (8 √n 2u)², and
-// no less than what a Gram matrix in float64 can tell from zero.
+// The squared size, relative to its column, below which what remains of a column is rounding: (8 √n 2u)².
 template <class T>
 double dependence_tolerance(int64_t n) {
-  const double eps = std::numeric_limits<T>::epsilon(),
-               tolerance = 8 * std::sqrt(static_cast<double>(n)) * eps;
-  return std::max(tolerance * tolerance, 8 * static_cast<double>(n) * std::numeric_limits<double>::epsilon());
+  return 64 * static_cast<double>(n) * std::pow(std::numeric_limits<T>::epsilon(), 2);
+}
+
+// What a Gram matrix in float64 can tell from zero, relative to its diagonal.
+inline double gram_resolution(int64_t n) {
+  return 8 * static_cast<double>(n) * std::numeric_limits<double>::epsilon();
 }
 
 template <class T>
@@ -152,6 +154,7 @@ class OrthonormalizePlan {
       const auto& o = all_[i];
       grams.add(builder_, x(i).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
       CholeskyProblem<T>& p = factors.add(builder_, buffers_[i].gram, o.p, tolerance(i), o.flag);
+      p.relative = last ? 0 : gram_resolution(o.n);
       p.inverse = buffers_[i].inverse;
       p.pack = o.pack;
       p.rank = last ? o.rank : nullptr;

@@ -73,19 +73,20 @@ struct GramProblem {
   int32_t first_reduce;        // the same prefix sum for gram_reduce, one per lower tile
 };
 
-// Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ; a pivot <= tolerance drops
-// its column: that column of L (and of the inverse) is exactly zero.
+// Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ. A pivot d_j that is not above
+// max(tolerance, relative gram[j,j]) drops its column: that column of L (and of the inverse) is exactly zero.
 template <class T>
 struct CholeskyProblem {
   const double* gram;
-  double* work;      // size×size doubles for sizes beyond what one block's shared memory holds
-  T* inverse;        // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
-  T* factor;         // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
-  double* trace;     // null, or the trace of gram
-  int64_t* rank;     // null, or the number of kept columns (−1 where the flag is set)
-  int32_t* flag;     // set where the trace is not finite
-  double tolerance;  // absolute
-  double shift;      // relative to the trace; where the trace is 0, L = I
+  double* work;   // size×size doubles for sizes beyond what one block's shared memory holds
+  T* inverse;     // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
+  T* factor;      // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
+  double* trace;  // null, or the trace of gram
+  int64_t* rank;  // null, or the number of kept columns (−1 where the flag is set)
+  int32_t* flag;  // set where the trace is not finite
+  double tolerance;
+  double relative;
+  double shift;  // relative to the trace; where the trace is 0, L = I
   int32_t size;
   int32_t sort;  // non-zero: pivots in the order of the descending diagonal of gram (stable)
   int32_t pack;  // non-zero: kept columns of the inverse first, in order, zeros after
