@@ -5,6 +5,7 @@ The tests marked `long` build in virtual environments of their own and need pip'
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -184,32 +185,16 @@ def test_editable_install_twice(sources, environment):
         assert_runs(environment)
 
 
-C_PROGRAM = """
-#include <stdio.h>
-#include <tucker_kernels.h>
-
-int main(void) {
-  const double x[6] = {1, 2, 3, 4, 5, 6}, matrix[4] = {0, 1, 1, 1};
-  double y[6];
-  const tk_status status = tk_mode_dot_cpu(TK_FLOAT64, x, 1, 2, 3, matrix, 2, 0, y, 1);
-  printf("%s:", tk_status_string(status));
-  for (int i = 0; i < 6; ++i) printf(" %g", y[i]);
-  return status != TK_OK;
-}
-"""
-C_PROJECT = """
-cmake_minimum_required(VERSION 3.24)
-project(example LANGUAGES {languages})
-find_package(tucker_kernels 0.1 REQUIRED)
-add_executable(example example.c)
-target_link_libraries(example PRIVATE tucker_kernels::tucker_kernels)
-"""
+def documented(language):
+    """The code block of csrc/README.md in this language."""
+    (block,) = re.findall(f"```{language}\n(.*?)```", (ROOT / "csrc/README.md").read_text(), re.DOTALL)
+    return block
 
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
 def test_a_c_program_uses_the_library(tmp_path):
-    """As in csrc/README.md, with the shared library from C alone, and with the static one."""
+    """The one in csrc/README.md, with the shared library from C alone, and with the static one."""
     for shared, languages in (("ON", "C"), ("OFF", "C CXX")):
         prefix, example = tmp_path / f"prefix_{shared}", tmp_path / f"example_{shared}"
         options = ["-DTK_CUDA=OFF", "-DTK_PYTHON=OFF", f"-DBUILD_SHARED_LIBS={shared}"]
@@ -217,8 +202,8 @@ def test_a_c_program_uses_the_library(tmp_path):
         run("cmake", "--build", tmp_path / "build", "--parallel", "2")
         run("cmake", "--install", tmp_path / "build", "--prefix", prefix, "--component", "dev")
         example.mkdir()
-        (example / "example.c").write_text(C_PROGRAM)
-        (example / "CMakeLists.txt").write_text(C_PROJECT.format(languages=languages))
+        (example / "example.c").write_text(documented("c"))
+        (example / "CMakeLists.txt").write_text(documented("cmake").replace("LANGUAGES C", f"LANGUAGES {languages}"))
         run("cmake", "-S", example, "-B", example / "build", f"-DCMAKE_PREFIX_PATH={prefix}")
         run("cmake", "--build", example / "build")
         assert run(example / "build/example") == "success: 4 5 6 5 7 9"
