@@ -6,25 +6,41 @@ the first back end in the device's order that implements the operator. `use_back
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 
 import torch
 
 NAMES = ("reference", "cpu", "cuda", "triton")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-DEVICES = {"reference": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}
+# Triton's interpreter, for tests, runs its kernels on CPU tensors; only where it is asked for (`use_backend`).
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = {
+    "reference": ("cpu", "cuda"),
+    "cpu": ("cpu",),
+    "cuda": ("cuda",),
+    "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
+}
 
 log = logging.getLogger("tucker_kernels")
 
 _implementations: dict[str, dict[str, Callable]] = {name: {} for name in NAMES}
+_predicates: dict[tuple[str, str], Callable[..., str]] = {}
 _preferred: str | None = None
 
 
-def implements(backend: str, operator: str | None = None):
-    """Decorator: this function is `backend`'s implementation of the operator of the same name."""
+def implements(backend: str, operator: str | None = None, can_run: Callable[..., str] | None = None):
+    """Decorator: this function is `backend`'s implementation of the operator of the same name.
+
+    `can_run`, given the call's arguments, says why this back end cannot take them: an empty string where it can. The
+    reason is logged and the next back end is asked.
+    """
 
     def register(function):
-        _implementations[backend][operator or function.__name__] = function
+        name = operator or function.__name__
+        _implementations[backend][name] = function
+        if can_run is not None:
+            _predicates[backend, name] = can_run
         return function
 
     return register
@@ -77,9 +93,16 @@ def _cuda_status():
 def _triton_status():
     try:
         import triton
+        import triton.language  # a folder that happens to be called triton has none
     except ImportError:
         return False, "triton is not installed; `pip install tucker-kernels[triton]`"
-    return _torch_cuda_status(f"triton {triton.__version__}")
+    found = f"triton {triton.__version__}"
+    if INTERPRETED:
+        return True, f"{found} interpreted on the CPU (TRITON_INTERPRET=1), for tests"
+    available, reason = _torch_cuda_status(found)
+    if available and torch.cuda.get_device_capability() < (8, 0):
+        return False, f"{reason}, whose compute capability is below 8.0"
+    return available, reason
 
 
 def _torch_cuda_status(found: str):
@@ -119,17 +142,32 @@ class use_backend:  # noqa: N801 - reads as a function, and is one
         _preferred = self._previous
 
 
-def chosen(operator: str, device: str) -> str:
-    """The back end a call of `operator` on tensors of this device type goes to."""
+def chosen(operator: str, device: str, args: tuple | None = None) -> str:
+    """The back end a call of `operator` on tensors of this device type goes to; `args` are the call's arguments."""
     if device not in ORDER:
         raise ValueError(f"device: tensors on {device!r} are not supported; allowed are cpu and cuda")
     order = ORDER[device]
     if _preferred is not None and device in DEVICES[_preferred]:
         order = (_preferred, *order)
     for name in order:
-        if operator in _implementations[name] and _usable(name):
+        if operator in _implementations[name] and _usable(name) and _accepts(name, operator, args):
             return name
     raise RuntimeError(f"no back end implements {operator} on {device}")
+
+
+def _accepts(name, operator, args):
+    can_run = _predicates.get((name, operator))
+    if can_run is None or args is None:
+        return True
+    reason = can_run(*args)
+    if reason:
+        _log_refusal(name, operator, reason)
+    return not reason
+
+
+@functools.cache  # each reason once
+def _log_refusal(name, operator, reason):
+    log.info("%s does not go to back end %s: %s", operator, name, reason)
 
 
 @functools.cache
@@ -141,5 +179,5 @@ def _usable(name: str) -> bool:
     return available
 
 
-def implementation(operator: str, device: str) -> Callable:
-    return _implementations[chosen(operator, device)][operator]
+def implementation(operator: str, device: str, args: tuple | None = None) -> Callable:
+    return _implementations[chosen(operator, device, args)][operator]

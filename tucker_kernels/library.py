@@ -47,7 +47,7 @@ def _define(schema, fake, device_of):
     operator = getattr(torch.ops.tucker_kernels, name).default
 
     def run(*args):
-        return implementation(name, device_of(args).device.type)(*args)
+        return implementation(name, device_of(args).device.type, args)(*args)
 
     def autograd(*args):
         if torch.is_grad_enabled() and _needs_gradient(args):
