@@ -4,18 +4,36 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test test-long lint format dev clean
+# The device code on the host, csrc/emu: plain, or with the sanitizer `address` or `thread`.
+EMU = -S . -G Ninja -DTK_CUDA=OFF -DTK_PYTHON=OFF -DTK_EMU=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OPENBLAS_NUM_THREADS=1 $(4) \
+  LD_PRELOAD=$$($(CXX) -print-file-name=$(2)) $(BIN)/python -m pytest -p no:cacheprovider tests/emu -m sanitize
+
+.PHONY: demo test test-long emu sanitize lint format dev clean
 
 # Trains the main job and says where its picture and summary are.
 demo: $(VENV)/train
 	$(BIN)/tdlrt train --out runs/demo
 
 # OMP_WAIT_POLICY: two OpenMP pools on a busy machine otherwise stall in each other's spin barriers.
-test: $(VENV)/test
+test: emu
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
-test-long: $(VENV)/test
+test-long: emu
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m long
+
+emu: $(VENV)/test
+	$(BIN)/cmake $(EMU) -B build/emu-plain
+	$(BIN)/cmake --build build/emu-plain --target tk_emu
+
+# detect_leaks: CPython's own; setarch: ThreadSanitizer needs the addresses where it expects them.
+sanitize: $(VENV)/test
+	$(BIN)/cmake $(EMU) -B build/emu-address -DTK_SANITIZE=address
+	$(BIN)/cmake --build build/emu-address --target tk_emu
+	$(call UNDER,address,libasan.so,,ASAN_OPTIONS=detect_leaks=0)
+	$(BIN)/cmake $(EMU) -B build/emu-thread -DTK_SANITIZE=thread
+	$(BIN)/cmake --build build/emu-thread --target tk_emu
+	$(call UNDER,thread,libtsan.so,setarch -R,TSAN_OPTIONS=halt_on_error=1)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -1,0 +1,49 @@
+// The device code as a shared library for tests (loaded by tests/emu/emulator.py): every kernel by name, on
+// host memory, and the CUDA functions of tucker_kernels.h, whose launch plans and launch.cu run here as they
+// do on a GPU. Launches report through tk_emu_take_error.
+#define TK_CUDA_ARCHITECTURES "the host"
+#include "cuda/launch.cu"
+#include "emu/sample.cuh"
+
+#define TK_EXPORT extern "C" __attribute__((visibility("default")))
+
+TK_EXPORT const char* tk_emu_take_error() { return emu::take_error(); }
+TK_EXPORT const char* tk_emu_sanitizer() {
+#if defined(TK_EMU_ASAN)
+  return "address";
+#elif defined(TK_EMU_TSAN)
+  return "thread";
+#else
+  return "";
+#endif
+}
+TK_EXPORT void tk_emu_set_thread_order(unsigned seed) { emu::set_thread_order(seed); }
+
+namespace {
+
+template <tk::Mistake mistake>
+void sample(const float* x, int rows, int n, float* mirrored, float* sum) {
+  TK_LAUNCH(tk::mirror_and_sum<mistake>, rows, n, n * sizeof(float), nullptr, x, mirrored, sum);
+}
+
+}  // namespace
+
+TK_EXPORT void tk_emu_sample(int mistake, const float* x, int rows, int n, float* mirrored, float* sum) {
+  using tk::Mistake;
+  switch (static_cast<Mistake>(mistake)) {
+#define TK_CASE(name) \
+  case Mistake::name: \
+    return sample<Mistake::name>(x, rows, n, mirrored, sum);
+    TK_CASE(none)
+    TK_CASE(missing_barrier)
+    TK_CASE(off_by_one)
+    TK_CASE(overrun)
+    TK_CASE(wrong_mask)
+    TK_CASE(source_outside)
+    TK_CASE(divergent_barrier)
+    TK_CASE(early_exit)
+    TK_CASE(shuffle_as_barrier)
+    TK_CASE(racing_blocks)
+#undef TK_CASE
+  }
+}

@@ -1,0 +1,34 @@
+// What kernels share inside a warp: ordered sums, and the double-precision tensor-core product.
+#pragma once
+
+#include "core/portability.h"
+
+namespace tk {
+
+constexpr unsigned full_warp = 0xffffffffu;
+
+// The same sum in every lane, in a fixed order.
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int bit = 16; bit > 0; bit /= 2) value += __shfl_xor_sync(full_warp, value, bit);
+  return value;
+}
+
+// c += a b for an 8×4 by 4×8 product spread over a warp (PTX mma.m8n8k4 with f64): lane l holds
+// a[l/4][l%4], b[l%4][l/4] and c[l/4][2(l%4) + {0, 1}].
+__device__ __forceinline__ void mma_8x8x4(double (&c)[2], double a, double b) {
+#if defined(__CUDACC__)
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+               : "+d"(c[0]), "+d"(c[1])
+               : "d"(a), "d"(b));
+#else
+  double2 all[32];
+  TK_EMU_GATHER(make_double2(a, b), all);
+  const int lane = threadIdx.x % 32;
+  for (int k = 0; k < 4; ++k)
+    for (int v = 0; v < 2; ++v) c[v] += all[lane / 4 * 4 + k].x * all[(2 * (lane % 4) + v) * 4 + k].y;
+#endif
+}
+
+}  // namespace tk
