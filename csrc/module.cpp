@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -103,5 +105,41 @@ PYBIND11_MODULE(_C, m) {
                                 count, pointer<const double>(tol), per_mode, pointer<int64_t>(ranks), width,
                                 pointer<double>(errors), threads),
           "hosvd_truncate");
+  });
+
+  // geometry: batch, n_in, n_out, r_in, r_out, then {rows, columns} of size, out_size, window, stride,
+  // padding, dilation.
+  static const auto conv2d = [](const std::array<int64_t, 17>& g) {
+    tk_conv2d conv;
+    static_assert(sizeof conv == sizeof g, "tk_conv2d is 17 integers");
+    std::memcpy(&conv, g.data(), sizeof conv);
+    return conv;
+  };
+  m.def("tucker_conv_forward_cpu", [](int dtype, const std::array<int64_t, 17>& geometry, uintptr_t x,
+                                      uintptr_t core, uintptr_t out_factor, uintptr_t in_factor,
+                                      uintptr_t bias, uintptr_t y, uintptr_t z, uintptr_t t, int threads) {
+    py::gil_scoped_release release;
+    const tk_conv2d conv = conv2d(geometry);
+    check(tk_tucker_conv_forward_cpu(static_cast<tk_dtype>(dtype), &conv, pointer<const void>(x),
+                                     pointer<const void>(core), pointer<const void>(out_factor),
+                                     pointer<const void>(in_factor), pointer<const void>(bias),
+                                     pointer<void>(y), pointer<void>(z), pointer<void>(t), threads),
+          "tucker_conv_forward");
+  });
+  // gradients: of input, core, out_factor, in_factor, bias; 0 where not wanted.
+  m.def("tucker_conv_backward_cpu", [](int dtype, const std::array<int64_t, 17>& geometry, uintptr_t grad,
+                                       uintptr_t x, uintptr_t z, uintptr_t t, uintptr_t core,
+                                       uintptr_t out_factor, uintptr_t in_factor,
+                                       const std::array<uintptr_t, 5>& gradients, int threads) {
+    py::gil_scoped_release release;
+    const tk_conv2d conv = conv2d(geometry);
+    const tk_conv2d_gradients wanted = {pointer<void>(gradients[0]), pointer<void>(gradients[1]),
+                                        pointer<void>(gradients[2]), pointer<void>(gradients[3]),
+                                        pointer<void>(gradients[4])};
+    check(tk_tucker_conv_backward_cpu(static_cast<tk_dtype>(dtype), &conv, pointer<const void>(grad),
+                                      pointer<const void>(x), pointer<const void>(z), pointer<const void>(t),
+                                      pointer<const void>(core), pointer<const void>(out_factor),
+                                      pointer<const void>(in_factor), &wanted, threads),
+          "tucker_conv_backward");
   });
 }

@@ -41,10 +41,10 @@ def conv_operands(last=False, out_factor=True, in_factor=True, bias=True):
 GEOMETRY = ([2, 1], [1, 0], [1, 2])
 
 
-def conv_backward_arguments(last, out_factor, in_factor, save, need):
+def conv_backward_arguments(last, out_factor, in_factor, save, need, path="chain"):
     input, core, out_factor, in_factor, bias = conv_operands(last, out_factor, in_factor)
-    y, z, t = OPS.tucker_conv_forward(input, core, out_factor, in_factor, bias, *GEOMETRY, "chain", save)
-    return torch.randn_like(y), input, z, t, core, out_factor, in_factor, *GEOMETRY, need, "chain"
+    y, z, t = OPS.tucker_conv_forward(input, core, out_factor, in_factor, bias, *GEOMETRY, path, save)
+    return torch.randn_like(y), input, z, t, core, out_factor, in_factor, *GEOMETRY, need, path
 
 
 def wgrad_arguments(last, out_basis, in_basis):
@@ -75,16 +75,19 @@ SAMPLES = {
     ],
     "tucker_conv_forward": lambda: [
         *(
-            (*conv_operands(last, out_factor, in_factor), *GEOMETRY, "chain", save)
+            (*conv_operands(last, out_factor, in_factor), *GEOMETRY, path, save)
+            for path in ("chain", "fused")
             for last in (False, True)
             for out_factor, in_factor in ((True, True), (False, True), (True, False), (False, False))
             for save in (False, True)
         ),
         (rand(2, 4, 9), rand(3, 2, 3), rand(5, 3), rand(4, 2), None, [2], [1], [1], "chain", True),
+        (rand(2, 4, 9), rand(3, 2, 3), rand(5, 3), rand(4, 2), None, [2], [1], [1], "fused", True),
         (rand(0, 4, 6, 5), rand(3, 2, 3, 2), rand(5, 3), rand(4, 2), rand(5), *GEOMETRY, "chain", True),
     ],
     "tucker_conv_backward": lambda: [
-        conv_backward_arguments(last, out_factor, in_factor, save, need)
+        conv_backward_arguments(last, out_factor, in_factor, save, need, path)
+        for path in ("chain", "fused")
         for last in (False, True)
         for out_factor, in_factor in ((True, True), (False, False))
         for save in (False, True)

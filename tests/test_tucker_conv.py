@@ -8,7 +8,7 @@ from tolerances import assert_close
 
 import tucker_kernels as tk
 
-PATHS = ("auto", "chain", "reconstruct")
+PATHS = ("auto", "chain", "fused", "reconstruct")
 HALVES = [torch.bfloat16, torch.float16]
 BY_NAME = {problem.name: problem for problem in CONVS}
 LAYOUTS = ["contiguous", "channels_last", "permuted", "sliced"]
@@ -117,7 +117,7 @@ def test_memory_format_is_kept(name, path, dtype, last, backend):
     input = input.contiguous(memory_format=wanted).requires_grad_()
     y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path)
     assert y.is_contiguous(memory_format=wanted)
-    if path == "chain":  # the others are torch's own convolutions
+    if path in ("chain", "fused"):  # the others are torch's own convolutions
         (dx,) = torch.autograd.grad(y, input, torch.ones_like(y))
         assert dx.is_contiguous(memory_format=wanted)
 

@@ -1,6 +1,7 @@
 """Kernels for Tucker-factorized layers: plain tensors in, plain tensors out. See `help(tucker_kernels.functional)`."""
 
 from tucker_kernels import cpu as _cpu  # noqa: F401 - registers the compiled back ends
+from tucker_kernels import cpu_conv as _cpu_conv  # noqa: F401
 from tucker_kernels import cuda as _cuda  # noqa: F401
 from tucker_kernels import functions
 from tucker_kernels import triton as _triton  # noqa: F401 - registers the Triton back end; triton itself comes later

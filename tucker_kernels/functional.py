@@ -196,8 +196,6 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         pixels_out = input.shape[0] * math.prod(sizes)
         ranks = (core.shape[0], core.shape[1])
         path = cost_model.choose_tucker_conv_path(pixels_in, pixels_out, n_out, n_in, *ranks, window)
-    if path == "fused":
-        raise ValueError("path is 'fused', but no back end has a fused convolution here; use 'chain'")
     if path == "reconstruct":
         weight = _multi_mode_dot(core, [out_factor, in_factor], (0, 1), False)
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]

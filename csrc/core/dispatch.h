@@ -12,6 +12,8 @@ tk_status dispatch(tk_dtype dtype, F&& f) {
       return f(float{});
     case TK_FLOAT64:
       return f(double{});
+    case TK_BFLOAT16:  // only where an operator reads and writes it itself
+      break;
   }
   return TK_UNSUPPORTED;
 }

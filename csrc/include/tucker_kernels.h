@@ -29,7 +29,7 @@ typedef enum {
   TK_CUDA_ERROR = 4
 } tk_status;
 
-typedef enum { TK_FLOAT32 = 0, TK_FLOAT64 = 1 } tk_dtype;
+typedef enum { TK_FLOAT32 = 0, TK_FLOAT64 = 1, TK_BFLOAT16 = 2 } tk_dtype;
 
 /* A sentence for a status, never NULL. */
 TK_API const char* tk_status_string(tk_status status);
@@ -61,6 +61,32 @@ TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* p
 /* a is (outer, p, inner), b is (outer, q, inner), out is (p, q):  out[p,q] = sum_{o,i} a[o,p,i] b[o,q,i]. */
 TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const void* a, int64_t p, const void* b, int64_t q,
                                    int64_t outer, int64_t inner, void* out, int threads);
+/* A two-dimensional convolution with a Tucker weight; sizes are {rows, columns}. A one-dimensional one has
+ * one row. */
+typedef struct {
+  int64_t batch, n_in, n_out, r_in, r_out;
+  int64_t size[2], out_size[2], window[2], stride[2], padding[2], dilation[2];
+} tk_conv2d;
+
+/* Fused Tucker convolution  y = U_out (core * (U_in^T x)) + bias. Images (x, y, z, t, ...) are channels-last,
+ * dense, of the dtype named; core (r_out, r_in, *window), U_out (n_out, r_out), U_in (n_in, r_in), bias
+ * (n_out) and their gradients are float32 where that is bfloat16. Null: U_out, U_in the identity (n = r),
+ * bias zero, z = U_in^T x and t = core * z not saved. */
+TK_API tk_status tk_tucker_conv_forward_cpu(tk_dtype dtype, const tk_conv2d* conv, const void* x,
+                                            const void* core, const void* out_factor, const void* in_factor,
+                                            const void* bias, void* y, void* z, void* t, int threads);
+
+/* Outputs of the backward pass; null ones are not computed. */
+typedef struct {
+  void *input, *core, *out_factor, *in_factor, *bias;
+} tk_conv2d_gradients;
+
+/* Gradients of the above from that of y. z and t are what the forward pass saved, null: computed again. core
+ * may be null when only the gradients of core and bias are asked for. */
+TK_API tk_status tk_tucker_conv_backward_cpu(tk_dtype dtype, const tk_conv2d* conv, const void* grad,
+                                             const void* x, const void* z, const void* t, const void* core,
+                                             const void* out_factor, const void* in_factor,
+                                             const tk_conv2d_gradients* gradients, int threads);
 
 /* The rank-space operators take a table of problems of different sizes and do all of them in one call. Every
  * field of these structs is 8 bytes wide. Matrices are row-major. */

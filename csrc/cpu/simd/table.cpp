@@ -4,6 +4,7 @@
 #include "cpu/simd/copy.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/matvec.h"
+#include "cpu/simd/tucker_conv.h"
 #include "cpu/simd/vector.h"
 
 #define TK_STRING_(x) #x
@@ -11,11 +12,11 @@
 
 namespace tk::TK_ISA {
 
-extern const SimdTable<float> table_f32 = {TK_STRING(TK_ISA), gemm<float>,          gram<float>,
-                                           copy<float>,       Vector<float>::lanes, sum_squares<float>,
-                                           gemv<float>,       gemv_subtract<float>, rotate<float>};
-extern const SimdTable<double> table_f64 = {TK_STRING(TK_ISA), gemm<double>,          gram<double>,
-                                            copy<double>,      Vector<double>::lanes, sum_squares<double>,
-                                            gemv<double>,      gemv_subtract<double>, rotate<double>};
+extern const SimdTable<float> table_f32 = {
+    TK_STRING(TK_ISA),  gemm<float>, gram<float>,          copy<float>,   Vector<float>::lanes,
+    sum_squares<float>, gemv<float>, gemv_subtract<float>, rotate<float>, &tucker_conv_f32};
+extern const SimdTable<double> table_f64 = {
+    TK_STRING(TK_ISA),   gemm<double>, gram<double>,          copy<double>,   Vector<double>::lanes,
+    sum_squares<double>, gemv<double>, gemv_subtract<double>, rotate<double>, &tucker_conv_f64};
 
 }  // namespace tk::TK_ISA

@@ -9,6 +9,9 @@
 
 namespace tk {
 
+template <class T>
+struct TuckerConvKernels;  // tucker_conv.h
+
 // C (m×n) = alpha A B + beta C. A is m×k with element strides (a_row, a_col), B is k×n with (b_row, b_col), C
 // has row stride c_row and unit column stride. beta = 0 means C is not read. One thread; scratch must hold
 // gemm_scratch elements and be 64-byte aligned.
@@ -41,6 +44,7 @@ struct SimdTable {
   void (*gemv)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* x, T* y);           // y = A x
   void (*gemv_subtract)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, T* y);  // y −= Aᵀ s
   void (*rotate)(int64_t n, T* x, T* y, T c, T s);  // x, y = cx − sy, sx + cy
+  const TuckerConvKernels<T>* tucker_conv;
 };
 
 // Elements of scratch one thread needs for any gemm or gram call.

@@ -1,0 +1,78 @@
+// What the fused Tucker convolution needs from each instruction set: packed weights, window products, and
+// outer products over pixels. Images are channels-last; a pixel's channels start at a multiple of its pitch.
+//
+// Channel counts are padded to a multiple of `unit` lanes inside: packed weights are zero there, results are
+// stored there, and operands read as vectors must be readable there.
+#pragma once
+
+#include <cstdint>
+
+namespace tk {
+
+// `count` pixels at one distance in the source and one in the result; offsets in elements of the first.
+struct Strip {
+  int64_t source, result, count;
+};
+
+// Pixels that see the same window taps. source_tap[i] is the offset of tap i from a strip's source pixel, and
+// weight_tap[i] its place in the packed weights.
+struct WindowJob {
+  const Strip* strips;
+  int64_t strip_count, source_step, result_step;
+  const int64_t *source_tap, *weight_tap;
+  int64_t tap_count;
+};
+
+// result[p, n] = bias[n] + Σ_tap Σ_k source[p + tap, k] weight[tap, k, n]
+template <class T>
+struct WindowArgs {
+  const WindowJob* jobs;
+  int64_t job_count;
+  const T* source;
+  const T* weight;  // packed
+  const T* bias;    // padded, or null
+  T* result;
+  int64_t taps, k, n;  // of the packed weights
+};
+
+// weight[tap, k, n] = from[tap · tap_step + k · k_step + n · n_step]
+template <class T>
+struct PackArgs {
+  const T* from;
+  int64_t tap_step, k_step, n_step, taps, k, n;
+  T* to;
+};
+
+// `count` pixels in a row; offsets in elements of the first in either operand.
+struct PixelRun {
+  int64_t a, b, count;
+};
+
+// c[i, j] += Σ_pixels a[pixel, i] b[pixel, j]
+template <class T>
+struct OuterArgs {
+  const PixelRun* runs;
+  int64_t run_count;
+  const T *a, *b;
+  int64_t a_step, b_step, m, n;
+  T* c;
+  int64_t c_row;
+};
+
+template <class T>
+struct TuckerConvKernels {
+  int unit;
+  int64_t (*panel_count)(int64_t n);                     // packing work is shared by panels
+  void (*pack)(const PackArgs<T>& args, int64_t panel);  // fills one panel of to[taps · k · padded n]
+  void (*window)(const WindowArgs<T>& args);
+  void (*outer)(const OuterArgs<T>& args);
+};
+
+}  // namespace tk
+
+#if defined(TK_ISA)
+namespace tk::TK_ISA {
+extern const TuckerConvKernels<float> tucker_conv_f32;
+extern const TuckerConvKernels<double> tucker_conv_f64;
+}  // namespace tk::TK_ISA
+#endif

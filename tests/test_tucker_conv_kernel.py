@@ -1,0 +1,225 @@
+"""The fused CPU kernel of tucker_conv where it tiles: bands, groups of images, teams of threads, ragged channels.
+
+The small problems of test_tucker_conv.py go through it too (path "fused"); these are large enough to be cut up.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import oracles
+import pytest
+import torch
+from problems import Conv
+from tolerances import assert_close
+
+import tucker_kernels as tk
+from tucker_kernels import cpu_conv
+from tucker_kernels.library import ops
+
+TILED = [
+    Conv("resnet_wide", n_out=64, n_in=64, r_out=32, r_in=16, size=(32, 32), batch=3, padding=1),
+    Conv("resnet_deep", n_out=96, n_in=80, r_out=40, r_in=48, size=(4, 4), batch=33, padding=1),
+    Conv("many_groups", n_out=40, n_in=24, r_out=24, r_in=20, size=(9, 7), batch=150, padding=1),
+    Conv("ragged", n_out=67, n_in=35, r_out=19, r_in=13, size=(13, 11), batch=5, padding=1),
+    Conv("one_image", n_out=16, n_in=24, r_out=9, r_in=8, size=(61, 43), batch=1, padding=1),
+    Conv("stride", n_out=48, n_in=32, r_out=16, r_in=24, size=(15, 18), batch=4, stride=(2, 3), padding=(1, 2)),
+    Conv(
+        "stride_beyond_the_window", n_out=8, n_in=8, r_out=4, r_in=4, size=(23, 20), batch=2, stride=(3, 4), padding=1
+    ),
+    Conv("dilation", n_out=32, n_in=16, r_out=12, r_in=8, size=(17, 19), batch=3, dilation=(3, 2), padding=(3, 1)),
+    Conv("window_7x7", n_out=16, n_in=3, r_out=8, r_in=3, window=(7, 7), size=(20, 22), batch=4, stride=2, padding=3),
+    Conv("window_5x1", n_out=24, n_in=24, r_out=16, r_in=8, window=(5, 1), size=(31, 6), batch=3, padding=(2, 0)),
+    Conv("window_1x1", n_out=72, n_in=40, r_out=33, r_in=17, window=(1, 1), size=(14, 14), batch=5),
+    Conv("window_covers_the_image", n_out=8, n_in=8, r_out=4, r_in=8, window=(5, 5), size=(3, 4), batch=20, padding=4),
+    Conv("rank_one", n_out=64, n_in=64, r_out=1, r_in=1, size=(16, 16), batch=4, padding=1),
+    Conv("full_rank", n_out=32, n_in=32, r_out=32, r_in=32, size=(8, 8), batch=9, padding=1),
+    Conv("no_out_factor", n_out=33, n_in=40, r_out=None, r_in=16, size=(12, 12), batch=4, padding=1),
+    Conv("no_in_factor", n_out=40, n_in=33, r_out=16, r_in=None, size=(12, 12), batch=4, padding=1),
+    Conv("no_factor", n_out=32, n_in=16, r_out=None, r_in=None, size=(12, 12), batch=4, padding=1, stride=2),
+    Conv("sequence", n_out=32, n_in=20, r_out=16, r_in=7, window=(9,), size=(300,), batch=5, stride=2, padding=4),
+]
+BY_NAME = {problem.name: problem for problem in TILED}
+tiled = pytest.mark.parametrize("problem", TILED, ids=str)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def results(problem, dtype, path="fused", recompute=False, last=True):
+    """(operands, output gradient, [y, gradients of input, core, bias, U_out, U_in])."""
+    torch.manual_seed(0)
+    input, core, factors, bias = problem.operands(dtype)
+    if last and input.ndim == 4:
+        input = input.contiguous(memory_format=torch.channels_last)
+    operands = [x if x is None else x.requires_grad_() for x in (input, core, bias, *factors)]
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path, recompute)
+    grad = torch.randn_like(y)
+    given = [x for x in operands if x is not None]
+    return operands, grad, [y.detach(), *torch.autograd.grad(y, given, grad)]
+
+
+def check(problem, dtype, function=results, **options):
+    operands, grad, (y, *found) = function(problem, dtype, **options)
+
+    def dense(input, core, bias, *factors):
+        return oracles.conv(input, core, factors, bias, *problem.geometry)
+
+    with torch.no_grad():
+        assert_close(y, dense(*operands), "tucker_conv")
+    expected = [x for x in oracles.gradients(dense, operands, grad) if x is not None]
+    assert len(found) == len(expected)
+    for actual, wanted in zip(found, expected):
+        assert actual.dtype == dtype
+        assert_close(actual, wanted, "tucker_conv_backward")
+
+
+@tiled
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_against_the_dense_convolution(problem, dtype):
+    check(problem, dtype)
+
+
+@tiled
+def test_with_several_threads(problem, threads):
+    check(problem, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["ragged", "stride", "no_in_factor", "no_out_factor", "sequence"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_recomputing_and_contiguous_input(name, dtype):
+    check(BY_NAME[name], dtype, recompute=True, last=False)
+
+
+@tiled
+def test_the_result_does_not_depend_on_threads(problem):
+    """Bitwise for images; gradients of weights are summed thread by thread, and are the same for equal threads."""
+    found = []
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        found.append(results(problem, torch.float32)[2])
+    torch.set_num_threads(2)
+    for other in found[1:]:
+        assert torch.equal(found[0][0], other[0])
+        assert torch.equal(found[0][1], other[1])
+    for a, b in zip(found[1], found[3]):
+        assert torch.equal(a, b)
+
+
+@tiled
+def test_what_is_saved(problem):
+    """z and t are the rank-space images of the reference, and nothing is kept where nothing is needed."""
+    input, core, factors, bias = problem.operands(torch.float32)
+    window = core.ndim - 2
+    geometry = [[g] * window if isinstance(g, int) else list(g) for g in problem.geometry]
+    _, z, t = ops.tucker_conv_forward(input, core, *factors[:2], bias, *geometry, "fused", True)
+    wide = [None if x is None else x.double() for x in (input, core, *factors[:2], bias)]
+    with tk.use_backend("reference"):
+        _, z_wide, t_wide = ops.tucker_conv_forward(*wide, *geometry, "chain", True)
+    assert_close(z, z_wide, "tucker_conv")
+    assert_close(t, t_wide, "tucker_conv")
+    _, z, t = ops.tucker_conv_forward(input, core, *factors[:2], bias, *geometry, "fused", False)
+    assert z.numel() == t.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["resnet_deep", "ragged", "one_image", "stride", "dilation", "window_7x7", "sequence"])
+def test_core_gradient_in_augmented_bases(name, dtype, threads):
+    """rank_space_wgrad with bases wider than the factors, [U|V], against the projected dense gradient."""
+    problem = BY_NAME[name]
+    input, core, factors, _ = problem.operands(dtype)
+    bases = [
+        torch.linalg.qr(torch.randn(f.shape[0], min(2 * f.shape[1], f.shape[0])))[0].to(dtype) for f in factors[:2]
+    ]
+    weight = oracles.tucker_to_tensor(core, factors)
+    identity = [None] * weight.ndim
+    grad = torch.randn_like(oracles.conv(input, weight, identity, None, *problem.geometry)).to(dtype)
+    (dense,) = oracles.gradients(lambda w: oracles.conv(input, w, identity, None, *problem.geometry), [weight], grad)
+    expected = dense
+    for i, basis in enumerate(bases):
+        expected = oracles.mode_dot(expected, basis, i, transpose=True)
+    actual = tk.tucker_conv_core_grad(
+        input, grad, [*bases, *[None] * len(problem.window)], problem.window, *problem.geometry
+    )
+    assert_close(actual, expected, "core_grad")
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set(isa):
+    """The same tests with narrower vectors, in a process of their own: the choice is made once."""
+    code = (
+        "import torch, test_tucker_conv_kernel as t, tucker_kernels as tk\n"
+        f"assert tk.backends()['cpu'][1].endswith({isa!r}), tk.backends()['cpu']\n"
+        "for problem in t.TILED:\n"
+        "    for dtype in (torch.float32, torch.float64, torch.bfloat16): t.check(problem, dtype)\n"
+    )
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root / "tests"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TK_ISA": isa, "PYTHONPATH": path},
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_nan_stays_visible():
+    problem = BY_NAME["ragged"]
+    input, core, factors, bias = problem.operands(torch.float32)
+    input[1, 2, 3, 4] = torch.nan
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, "fused")
+    bad = y.isnan().flatten(1)
+    assert bad[1].any()
+    assert not bad[[0, 2, 3, 4]].any()
+    zero = torch.zeros_like(core)  # 0 · NaN
+    assert tk.tucker_conv(input, zero, factors, bias, *problem.geometry, "fused").isnan().any()
+
+
+def test_what_the_kernel_does_not_take_is_said(caplog):
+    cpu_conv._log_once.cache_clear()
+    x, core = torch.randn(1, 4, 5, 5, 5), torch.randn(2, 2, 3, 3, 3)
+    factors = [torch.randn(4, 2), torch.randn(4, 2), None, None, None]
+    with caplog.at_level(logging.INFO, logger="tucker_kernels"):
+        y = tk.tucker_conv(x, core, factors, path="fused")
+    assert_close(y, oracles.conv(x, core, factors, None, 1, 0, 1), "tucker_conv")
+    assert "3-d images" in caplog.text
+
+
+def _drop_a_tap(problem, dtype):
+    operands, grad, found = results(problem, dtype)
+    operands[1] = operands[1].detach().clone()
+    operands[1][:, :, -1, -1] = 0
+    return operands, grad, found
+
+
+def _drop_an_image(problem, dtype):
+    operands, grad, found = results(problem, dtype)
+    found[1][-1] = 0
+    return operands, grad, found
+
+
+def _miss_a_border_pixel(problem, dtype):
+    operands, grad, found = results(problem, dtype)
+    found[0][0, :, 0, -1] -= operands[2]
+    return operands, grad, found
+
+
+def _sum_one_pixel_twice(problem, dtype):
+    operands, grad, found = results(problem, dtype)
+    found[3] = found[3] + grad[0, :, 0, 0]
+    return operands, grad, found
+
+
+@pytest.mark.parametrize("mistake", [_drop_a_tap, _drop_an_image, _miss_a_border_pixel, _sum_one_pixel_twice])
+def test_the_oracle_rejects(mistake):
+    with pytest.raises(AssertionError):
+        check(BY_NAME["ragged"], torch.float32, function=mistake)

@@ -1,0 +1,147 @@
+"""The `cpu` back end's convolutions: `csrc/cpu/tucker_conv.cpp` where it applies, else the chain of torch convolutions.
+
+The kernel reads and writes channels-last images; others are converted here. Sequences are images of one row.
+"""
+
+import functools
+
+import torch
+
+from tucker_kernels import reference
+from tucker_kernels.backends import implements, log, native_module
+
+_C, _ = native_module()
+_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+
+
+@functools.cache
+def _log_once(message):
+    log.info(message)
+
+
+def _fused(operator, image):
+    """Whether the fused kernel takes images like this one; says so when it does not."""
+    if image.ndim <= 4 and image.dtype in _CODES:
+        return True
+    _log_once(
+        f"{operator}: the fused CPU kernel takes 1-d and 2-d images in float32, float64 and bfloat16; for "
+        f"{image.ndim - 2}-d images in {image.dtype} the chain of torch convolutions runs instead"
+    )
+    return False
+
+
+def _image(tensor):
+    """A dense channels-last image; a sequence becomes one of a single row. None for an empty tensor."""
+    if tensor.ndim == 3:
+        tensor = tensor.unsqueeze(2)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else None
+
+
+def _new_image(like, channels, sizes):
+    shape = (like.shape[0], channels, *([1] * (2 - len(sizes))), *sizes)
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _result(image, like, memory_format=None):
+    """Back to the caller's number of dimensions and memory format (by default the one z and t are saved in)."""
+    if like.ndim == 3:
+        return image.squeeze(2).contiguous()
+    return image if memory_format is None else image.contiguous(memory_format=memory_format)
+
+
+def _pointer(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _weight(tensor):
+    """Weights, and their gradients, are float32 where images are bfloat16."""
+    if tensor is None:
+        return None
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous()
+
+
+def _conv2d(input, n_out, core_shape, out_sizes, stride, padding, dilation):
+    """tk_conv2d: batch, n_in, n_out, r_in, r_out and six pairs."""
+    lead = 4 - input.ndim
+    pairs = ((input.shape[2:], 1), (out_sizes, 1), (core_shape[2:], 1), (stride, 1), (padding, 0), (dilation, 1))
+    flat = [n for values, neutral in pairs for n in (*([neutral] * lead), *values)]
+    return [input.shape[0], input.shape[1], n_out, core_shape[1], core_shape[0], *flat]
+
+
+@implements("cpu")
+def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
+    if path != "fused" or not _fused("tucker_conv", input):
+        return reference.tucker_conv_forward(
+            input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save
+        )
+    sizes = [
+        (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, k, t, p, d in zip(input.shape[2:], core.shape[2:], stride, padding, dilation)
+    ]
+    n_out = core.shape[0] if out_factor is None else out_factor.shape[0]
+    x = _image(input)
+    y = _new_image(x, n_out, sizes)
+    z = _new_image(x, core.shape[1], input.shape[2:]) if save and in_factor is not None else None
+    t = _new_image(x, core.shape[0], sizes) if save and out_factor is not None else None
+    weights = [_weight(w) for w in (core, out_factor, in_factor, bias)]
+    _C.tucker_conv_forward_cpu(
+        _CODES[input.dtype],
+        _conv2d(input, n_out, core.shape, sizes, stride, padding, dilation),
+        x.data_ptr(),
+        *(_pointer(w) for w in weights),
+        *(y.data_ptr(), _pointer(z), _pointer(t), torch.get_num_threads()),
+    )
+    return (
+        _result(y, input, reference.format_of(input)),
+        input.new_empty(0) if z is None else _result(z, input),
+        input.new_empty(0) if t is None else _result(t, input),
+    )
+
+
+@implements("cpu")
+def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path):
+    if path != "fused" or not _fused("tucker_conv", input):
+        return reference.tucker_conv_backward(
+            grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path
+        )
+    x, dy = _image(input), _image(grad)
+    weights = [_weight(w) for w in (core, out_factor, in_factor)]
+    wide = weights[0].dtype
+    need_x, need_core, need_out, need_in, need_bias = need
+    results = [
+        torch.empty_like(x) if need_x else None,
+        torch.empty_like(core, dtype=wide, memory_format=torch.contiguous_format) if need_core else None,
+        torch.empty_like(out_factor, dtype=wide, memory_format=torch.contiguous_format) if need_out else None,
+        torch.empty_like(in_factor, dtype=wide, memory_format=torch.contiguous_format) if need_in else None,
+        core.new_empty(grad.shape[1], dtype=wide) if need_bias else None,
+    ]
+    saved = [_image(s) for s in (z, t)]
+    _C.tucker_conv_backward_cpu(
+        _CODES[input.dtype],
+        _conv2d(input, grad.shape[1], core.shape, grad.shape[2:], stride, padding, dilation),
+        *(dy.data_ptr(), x.data_ptr(), *(_pointer(s) for s in saved)),
+        *(_pointer(w) for w in weights),
+        *([_pointer(r) for r in results], torch.get_num_threads()),
+    )
+    if need_x:
+        results[0] = _result(results[0], input, reference.format_of(input))
+    return tuple(input.new_empty(0) if r is None else r.to(input.dtype) for r in results)
+
+
+@implements("cpu")
+def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+    if not _fused("rank_space_wgrad", input):
+        return reference.rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation)
+    x, dy = _image(input), _image(grad)
+    weights = [_weight(w) for w in (out_basis, in_basis)]
+    r_out = grad.shape[1] if out_basis is None else out_basis.shape[1]
+    r_in = input.shape[1] if in_basis is None else in_basis.shape[1]
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    gradient = input.new_empty((r_out, r_in, *window), dtype=wide)
+    _C.tucker_conv_backward_cpu(
+        _CODES[input.dtype],
+        _conv2d(input, grad.shape[1], gradient.shape, grad.shape[2:], stride, padding, dilation),
+        *(dy.data_ptr(), x.data_ptr(), 0, 0, 0, *(_pointer(w) for w in weights)),
+        *([0, gradient.data_ptr(), 0, 0, 0], torch.get_num_threads()),
+    )
+    return gradient.to(input.dtype)
