@@ -119,6 +119,15 @@ def test_images_with_more_pixels_than_an_index_has_bits():
     assert "31 bits" in _predicates["triton", "rank_space_wgrad"](x, x, None, None, [1, 1], [1, 1], [0, 0], [1, 1])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_the_benchmark_refuses_in_one_sentence():
+    returncode, output, errors = _python("bench/triton_kernels.py")
+    assert returncode == 2
+    assert output == ""
+    assert errors.startswith("bench/triton_kernels.py needs a GPU with Triton: ")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize("pixels", [0, 1, 63, 64, 65, 1000, 12_544, 131_072, 3_211_264])
 @pytest.mark.parametrize(("tile", "blocks", "size"), [(16, 1, 4096), (128, 9, 1 << 20), (64, 1000, 1 << 26)])
 def test_runs_of_pixels_cover_every_pixel(pixels, tile, blocks, size):

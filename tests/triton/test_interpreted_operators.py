@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 import interpreter
 import pytest
@@ -19,6 +21,9 @@ from tucker_kernels.triton import project_accumulate as project_module
 from tucker_kernels.triton import rank_space_wgrad as wgrad_module
 from tucker_kernels.triton import tucker_core_expand as core_module
 from tucker_kernels.triton import tucker_linear as linear_module
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import triton_kernels as bench
 
 GEOMETRY = ([2, 1], [1, 2], [1, 2])
 
@@ -41,9 +46,14 @@ def _exact(operands):
     return [o.double() for o in operands]
 
 
-@pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "memory_format", "save"),
+    [
+        (torch.float32, torch.channels_last, False),
+        (torch.float32, torch.contiguous_format, True),
+        (torch.bfloat16, torch.channels_last, True),
+    ],
+)
 def test_convolution_operators_agree_with_the_reference(dtype, memory_format, save):
     operands = _layer(dtype, memory_format)
     forward = operators.tucker_conv_forward(*operands, *GEOMETRY, "fused", save)
@@ -207,6 +217,45 @@ def test_costs_are_what_the_kernels_do(dtype, monkeypatch):
     with interpreter.counted() as count:
         linear_module.tucker_linear(x, c, u, v, save_intermediate=True)
     _check_cost(count, costs.tucker_linear(512, n, n, r, r, size, save=True))
+
+
+# ---- the benchmark, on a small layer ----------------------------------------------------------------------
+
+LAYER = bench.Layer("tiny", 2, 16, 6)
+
+
+@pytest.mark.parametrize("precision", bench.PRECISIONS)
+def test_the_benchmark_gate_passes_right_results(precision):
+    error, result = bench.gate(LAYER, precision, "cpu")
+    assert 0 < error <= 1, result
+
+
+def test_the_benchmark_gate_stops_wrong_results(monkeypatch):
+    right = operators.tucker_conv_backward
+
+    def wrong(*args, **options):
+        dx, *rest = right(*args, **options)
+        return dx.roll(1, 2), *rest
+
+    monkeypatch.setattr(operators, "tucker_conv_backward", wrong)
+    error, result = bench.gate(LAYER, "bf16", "cpu")
+    assert error > 1
+    assert result == "dx"
+
+
+def test_the_benchmark_rivals_compute_the_same():
+    given = bench.operands(LAYER, torch.float32, "cpu")
+    exact = bench.run_chain(*(t.double() for t in given))
+    for run in (bench.run_ours(*given, None), bench.run_chain(*given), bench.run_dense(*given)):
+        assert_close(run[0]()[0], exact[0]()[0], "tucker_conv")
+        assert_close(run[1]()[0], exact[1]()[0], "tucker_conv_backward")
+
+
+def test_the_benchmark_costs_are_those_of_the_chain():
+    forward, backward = bench.layer_costs(LAYER, 2)
+    assert forward.flops == 2 * LAYER.pixels * (2 * 16 * 4 + 9 * 4 * 4)
+    assert backward.flops == 2 * forward.flops
+    assert backward.bytes > forward.bytes > 2 * LAYER.pixels * 2 * 16
 
 
 def test_this_process_interprets():

@@ -1,6 +1,8 @@
 """The operators of `library.py` made of these kernels; semantics as in `reference.py`, where the formulas are.
 
-Products of an image with a basis alone are the library's: there is nothing to fuse with them.
+Products of an image with a basis alone are the library's: there is nothing to fuse with them, and torch's own flags say
+how they multiply float32. The kernels' products are as `input_precision` says, which callers of the operators leave to
+the default.
 """
 
 from tucker_kernels.reference import channels_last, format_of
@@ -24,24 +26,31 @@ def _project(image, basis):
     return _image(_pixels(image) @ basis, image)
 
 
-def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
+def tucker_conv_forward(
+    input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save, *, input_precision=None
+):
     """Two launches: z = U_inᵀ x, then core convolution and expansion as a pair."""
     z = _project(channels_last(input), in_factor)
-    y, t = tucker_core_expand(z, core, out_factor, bias, stride, padding, dilation, save_intermediate=save)
+    geometry = (stride, padding, dilation)
+    y, t = tucker_core_expand(
+        z, core, out_factor, bias, *geometry, save_intermediate=save, input_precision=input_precision
+    )
     y = y.contiguous(memory_format=format_of(input))
     return (y, z, t) if save else (y, input.new_empty(0), input.new_empty(0))
 
 
-def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path):
+def tucker_conv_backward(
+    grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path, *, input_precision=None
+):
     """dt and dU_out in one read of dy; dz and dx as a pair; dU_in and dcore by split sums."""
     need_x, need_core, need_out, need_in, need_bias = need
-    geometry = (stride, padding, dilation)
+    geometry, products = (stride, padding, dilation), {"input_precision": input_precision}
     x, dy = channels_last(input), channels_last(grad)
     if z.ndim != 4 and (need_core or (need_out and t.ndim != 4)):
         z = _project(x, in_factor)
     if need_out and t.ndim != 4:
-        t = tucker_core_expand(z, core, out_factor[:0], None, *geometry, save_intermediate=True)[1]
-    dt, d_out = project_accumulate(_pixels(dy), out_factor, _pixels(t) if need_out else None)
+        t = tucker_core_expand(z, core, out_factor[:0], None, *geometry, save_intermediate=True, **products)[1]
+    dt, d_out = project_accumulate(_pixels(dy), out_factor, _pixels(t) if need_out else None, **products)
     dt = _image(dt, dy)
     dx = d_in = d_core = None
     if need_x or need_in:
@@ -49,12 +58,12 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
         expansion = in_factor if need_x else in_factor[:0]
         size = tuple(x.shape[2:])
         dx, dz = tucker_core_expand(
-            dt, core, expansion, None, *geometry, transposed_size=size, save_intermediate=need_in
+            dt, core, expansion, None, *geometry, transposed_size=size, save_intermediate=need_in, **products
         )
         if need_in:
-            d_in = project_accumulate(_pixels(x), None, _pixels(dz))[1]
+            d_in = project_accumulate(_pixels(x), None, _pixels(dz), **products)[1]
     if need_core:
-        d_core = wgrad(z, dt, core.shape[2:], *geometry)
+        d_core = wgrad(z, dt, core.shape[2:], *geometry, **products)
     empty = [input.new_empty(0) for _ in range(5)]
     return (
         dx.contiguous(memory_format=format_of(input)) if need_x else empty[0],
