@@ -43,31 +43,80 @@ struct Chain {
   }
 };
 
+// A multiplied mode: M[r,k] at matrix[r * row + k * col].
 template <class T>
-Chain<T> plan(const tk_mode_products& p) {
-  Chain<T> chain;
-  chain.count = p.products;
-  int order[TK_MAX_MODES], first = p.ndim;
-  double key[TK_MAX_MODES];
+struct Mode {
+  int place;
+  int64_t n, rows;
+  const T* matrix;
+  int64_t row, col;
+  bool pair;  // of merged modes
+};
+
+// Two neighbouring short modes as one, with the Kronecker product of their matrices: a 3×3 window then takes
+// one pass over the tensor and not two.
+constexpr int64_t longest_merged = 25;
+
+template <class T>
+Mode<T> merged(const Mode<T>& a, const Mode<T>& b, T* out) {
+  const Mode<T> both = {a.place, a.n * b.n, a.rows * b.rows, out, a.n * b.n, 1, true};
+  for (int64_t r = 0; r < both.rows; ++r)
+    for (int64_t k = 0; k < both.n; ++k)
+      out[r * both.n + k] =
+          a.matrix[r / b.rows * a.row + k / b.n * a.col] * b.matrix[r % b.rows * b.row + k % b.n * b.col];
+  return both;
+}
+
+template <class T>
+Chain<T> plan(const tk_mode_products& p, T (&products)[TK_MAX_MODES / 2][longest_merged * longest_merged]) {
   int64_t shape[TK_MAX_MODES];
-  for (int d = 0; d < p.ndim; ++d) shape[d] = p.shape[d];
-  for (int i = 0; i < p.products; ++i) {
-    const int64_t n = shape[p.modes[i]], rows = p.rows[i];
+  Mode<T> modes[TK_MAX_MODES];
+  int multiplied[TK_MAX_MODES], ndim = 0, count = 0, merges = 0;
+  for (int d = 0; d < p.ndim; ++d) multiplied[d] = -1;
+  for (int i = 0; i < p.products; ++i) multiplied[p.modes[i]] = i;
+  for (int d = 0; d < p.ndim; ++d) {
+    shape[ndim] = p.shape[d];
+    if (const int i = multiplied[d]; i >= 0) {
+      const T* matrix = static_cast<const T*>(p.matrices[i]);
+      const int64_t row = p.transpose ? 1 : p.shape[d], col = p.transpose ? p.rows[i] : 1;
+      const Mode<T> mode = {ndim, p.shape[d], p.rows[i], matrix, row, col, false};
+      Mode<T>* before = count > 0 ? &modes[count - 1] : nullptr;
+      const bool fits = before && before->place == ndim - 1 && before->n * mode.n <= longest_merged &&
+                        before->rows * mode.rows <= longest_merged && !before->pair;
+      if (fits) {
+        *before = merged(*before, mode, products[merges++]);
+        shape[ndim - 1] = before->n;
+        continue;
+      }
+      modes[count++] = mode;
+    }
+    ++ndim;
+  }
+  // Cheapest first. Of equals, the leading mode goes first where tensors shrink and last where they grow: its
+  // products have the longest rows, and so run best on the larger tensors.
+  double key[TK_MAX_MODES];
+  int order[TK_MAX_MODES];
+  for (int i = 0; i < count; ++i) {
+    const int64_t n = modes[i].n, rows = modes[i].rows;
     key[i] = 1.0 / static_cast<double>(n > 0 ? n : 1) - 1.0 / static_cast<double>(rows > 0 ? rows : 1);
     int at = i;
-    for (; at > 0 && key[order[at - 1]] > key[i]; --at) order[at] = order[at - 1];
+    for (; at > 0; --at) {
+      const double other = key[order[at - 1]];
+      if (other < key[i] || (other == key[i] && key[i] <= 0)) break;
+      order[at] = order[at - 1];
+    }
     order[at] = i;
-    if (p.modes[i] < first) first = p.modes[i];
   }
-  for (int d = 0; d < first; ++d) chain.batch *= shape[d];
-  for (int s = 0; s < p.products; ++s) {
-    const int i = order[s], mode = p.modes[i];
+  Chain<T> chain;
+  chain.count = count;
+  for (int d = 0; d < modes[0].place; ++d) chain.batch *= shape[d];
+  for (int s = 0; s < count; ++s) {
+    const Mode<T>& mode = modes[order[s]];
     ModeProduct<T>& step = chain.steps[s];
-    step = {1, shape[mode], 1, p.rows[i], static_cast<const T*>(p.matrices[i]), shape[mode], 1};
-    if (p.transpose) step.row = 1, step.col = step.rows;
-    for (int d = first; d < mode; ++d) step.outer *= shape[d];
-    for (int d = mode + 1; d < p.ndim; ++d) step.inner *= shape[d];
-    shape[mode] = step.rows;
+    step = {1, mode.n, 1, mode.rows, mode.matrix, mode.row, mode.col};
+    for (int d = modes[0].place; d < mode.place; ++d) step.outer *= shape[d];
+    for (int d = mode.place + 1; d < ndim; ++d) step.inner *= shape[d];
+    shape[mode.place] = mode.rows;
   }
   return chain;
 }
@@ -85,7 +134,8 @@ bool walk(const Chain<T>& chain, const T* x, T* y, T* const (&buffers)[2], int64
 
 template <class T>
 tk_status multi_mode_dot(const tk_mode_products& p, int threads) {
-  const Chain<T> chain = plan<T>(p);
+  T products[TK_MAX_MODES / 2][longest_merged * longest_merged];
+  const Chain<T> chain = plan<T>(p, products);
   const T* x = static_cast<const T*>(p.tensor);
   T* y = static_cast<T*>(p.out);
   const auto& first = chain.steps[0];

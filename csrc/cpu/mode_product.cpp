@@ -23,7 +23,7 @@ inline int64_t multiple(int64_t a, int64_t of) { return (a + of - 1) / of * of; 
 template <class T>
 bool ModeProduct<T>::gathers() const {
   const int64_t lanes = simd<T>().lanes;
-  return inner > 1 && outer > 1 && rows >= 4 && 5 * inner < 4 * multiple(inner, lanes);
+  return inner > 1 && outer > 1 && rows >= 2 && 5 * inner < 4 * multiple(inner, lanes);
 }
 
 template <class T>

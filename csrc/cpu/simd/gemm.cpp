@@ -16,85 +16,92 @@ namespace tk::TK_ISA {
 namespace {
 
 constexpr int max_rows = 6, max_vectors = vector_registers == 32 ? 4 : 2;
-constexpr int64_t mc = 252, kc = 256;
+constexpr int64_t mc = 252, kc = 256, most_tiles_in_place = 11;
 static_assert(mc % max_rows == 0, "blocks must hold whole tiles");
 static_assert(max_vectors * vector_bytes / 4 * kc <= gemm_scratch, "scratch too small");
 
 template <class T>
-struct TileArgs {
+struct StripArgs {
   int64_t k;
   T alpha, beta;
   const T* a;
   int64_t a_row, a_col;
   const T* b;
   int64_t b_row;
-  const T* next;  // what to prefetch, one row of `width` vectors per step of k
+  const T* next;  // the panel to prefetch, or b itself
   int64_t next_row;
   T* c;
   int64_t c_row, cols;
+  bool far;  // C is not in the first-level cache
 };
 
+// `count` tiles of R rows and V vectors, one below the other. With `packs` the panel of B is copied on the
+// way.
 template <class T, int R, int V>
-void tile(const TileArgs<T>& t) {
+void strip(const StripArgs<T>& s, int64_t count) {
   using S = Vector<T>;
   using Vec = typename S::Type;
   constexpr int W = S::lanes;
-  const typename S::First last(t.cols - (V - 1) * W);
-  Vec acc[R][V] = {};
-  const T *a = t.a, *b = t.b, *next = t.next;
-  const int64_t a_row = t.a_row, a_col = t.a_col, b_row = t.b_row, next_row = t.next_row;
-  for (int64_t p = t.k; p > 0; --p, a += a_col, b += b_row, next += next_row) {
-    Vec row[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      row[v] = cheap_partial_loads && v == V - 1 ? S::load(b + v * W, last) : S::load(b + v * W);
-      __builtin_prefetch(next + v * W, 0, 2);
-    }
+  const typename S::First last(s.cols - (V - 1) * W);
+  const T alpha = s.alpha, beta = s.beta;
+  const int64_t a_row = s.a_row, a_col = s.a_col, b_row = s.b_row, c_row = s.c_row;
+  const T *rows = s.a, *ahead = s.next;
+  int64_t ahead_row = s.next_row;
+  T* c = s.c;
+  for (; count > 0; --count, rows += R * a_row, c += R * c_row) {
+    Vec acc[R][V] = {};
+    const T *a = rows, *b = s.b, *next = ahead;
+    if (s.far)
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const T s = a[r * a_row];
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] += s * row[v];
+        for (int v = 0; v < V; ++v) __builtin_prefetch(c + r * c_row + v * W, 1, 3);
+    for (int64_t p = s.k; p > 0; --p, a += a_col, b += b_row, next += ahead_row) {
+      Vec row[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        row[v] = cheap_partial_loads && v == V - 1 ? S::load(b + v * W, last) : S::load(b + v * W);
+        __builtin_prefetch(next + v * W, 0, 2);
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const T x = a[r * a_row];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[r][v] += x * row[v];
+      }
     }
+    ahead = s.b, ahead_row = 0;
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        T* to = c + r * c_row + v * W;
+        const Vec product = alpha * acc[r][v];
+        if (v == V - 1)
+          S::store(to, beta == T(0) ? product : product + beta * S::load(to, last), last);
+        else
+          S::store(to, beta == T(0) ? product : product + beta * S::load(to));
+      }
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      T* c = t.c + r * t.c_row + v * W;
-      const Vec product = t.alpha * acc[r][v];
-      if (v == V - 1)
-        S::store(c, t.beta == T(0) ? product : product + t.beta * S::load(c, last), last);
-      else
-        S::store(c, t.beta == T(0) ? product : product + t.beta * S::load(c));
-    }
 }
 
 template <class T>
-using Tile = void (*)(const TileArgs<T>&);
+using Strip = void (*)(const StripArgs<T>&, int64_t);
 
 template <class T, int V>
-Tile<T> tile_of_height(int rows) {
-  constexpr Tile<T> tiles[] = {tile<T, 1, V>, tile<T, 2, V>, tile<T, 3, V>,
-                               tile<T, 4, V>, tile<T, 5, V>, tile<T, 6, V>};
-  return tiles[rows - 1];
+Strip<T> strip_of_height(int64_t rows) {
+  constexpr Strip<T> strips[] = {strip<T, 1, V>, strip<T, 2, V>, strip<T, 3, V>,
+                                 strip<T, 4, V>, strip<T, 5, V>, strip<T, 6, V>};
+  return strips[rows - 1];
 }
 
 template <class T>
-Tile<T> choose_tile(int64_t rows, int64_t vectors) {
-  switch (vectors) {
-    case 1:
-      return tile_of_height<T, 1>(rows);
-    case 2:
-      return tile_of_height<T, 2>(rows);
-#if defined(__AVX512F__)
-    case 3:
-      return tile_of_height<T, 3>(rows);
-    case 4:
-      return tile_of_height<T, 4>(rows);
-#endif
+Strip<T> choose_strip(int64_t rows, int64_t vectors) {
+  if constexpr (max_vectors == 4) {
+    if (vectors == 4) return strip_of_height<T, 4>(rows);
+    if (vectors == 3) return strip_of_height<T, 3>(rows);
   }
-  return nullptr;
+  return vectors == 2 ? strip_of_height<T, 2>(rows) : strip_of_height<T, 1>(rows);
 }
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -144,30 +151,40 @@ void gemm(const GemmArgs<T>& g, T* scratch) {
     return;
   }
   const int64_t depth = blocks_of(g.k, blocks_of(g.k, kc));  // blocks of k of nearly equal depth
-  const bool few = g.m <= 4 * max_rows || g.b_row <= 2 * NR;
+  const bool far = (g.m - 1) * g.c_row + g.n > 4096;
   for (int64_t p0 = 0; p0 < g.k; p0 += depth) {
     const int64_t k = least(depth, g.k - p0);
     for (int64_t i0 = 0; i0 < g.m; i0 += mc) {
       const int64_t m = least(mc, g.m - i0), tiles = blocks_of(m, max_rows);
+      const int64_t height = m / tiles, higher = m % tiles, lower = tiles - higher;
+      const bool in_place = g.b_col == 1 && (tiles <= most_tiles_in_place || g.b_row <= 2 * NR);
       for (int64_t j = 0; j < g.n; j += NR) {
         const int64_t cols = least(NR, g.n - j), vectors = blocks_of(cols, W);
         const T* b = g.b + p0 * g.b_row + j * g.b_col;
-        TileArgs<T> t = {
-            k,       g.alpha, p0 == 0 ? g.beta : T(1), nullptr, g.a_row, g.a_col, b, g.b_row, b, 0, nullptr,
-            g.c_row, cols};
-        if (g.b_col == 1 && j + NR < g.n) t.next = b + NR, t.next_row = g.b_row;
-        if (!few || g.b_col != 1 || (!cheap_partial_loads && cols % W)) {
+        StripArgs<T> s = {k,
+                          g.alpha,
+                          p0 == 0 ? g.beta : T(1),
+                          g.a + i0 * g.a_row + p0 * g.a_col,
+                          g.a_row,
+                          g.a_col,
+                          b,
+                          g.b_row,
+                          b,
+                          0,
+                          g.c + i0 * g.c_row + j,
+                          g.c_row,
+                          cols,
+                          far};
+        if (g.b_col == 1 && j + NR < g.n) s.next = b + NR, s.next_row = g.b_row;
+        if (!in_place || (!cheap_partial_loads && cols % W)) {
           pack(b, g.b_row, g.b_col, k, cols, vectors * W, scratch);
-          t.b = scratch, t.b_row = vectors * W;
+          s.b = scratch, s.b_row = vectors * W;
         }
-        for (int64_t i = 0, done = 0; done < tiles; ++done) {
-          const int64_t rows = (m - i) / (tiles - done);
-          t.a = g.a + (i0 + i) * g.a_row + p0 * g.a_col;
-          t.c = g.c + (i0 + i) * g.c_row + j;
-          choose_tile<T>(rows, vectors)(t);
-          t.next = t.b, t.next_row = 0;
-          i += rows;
-        }
+        choose_strip<T>(height, vectors)(s, lower);
+        if (higher == 0) continue;
+        s.a += lower * height * g.a_row, s.c += lower * height * g.c_row;
+        s.next = s.b, s.next_row = 0;
+        choose_strip<T>(height + 1, vectors)(s, higher);
       }
     }
   }

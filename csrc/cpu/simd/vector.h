@@ -17,6 +17,8 @@ namespace tk::TK_ISA {
 constexpr int vector_bytes = 64, vector_registers = 32;
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32, vector_registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, vector_registers = 32;
 #else
 constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
