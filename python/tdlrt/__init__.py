@@ -6,7 +6,7 @@
 >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
 """
 
-from tdlrt.convert import plan, to_dense, to_sequential, tuckerize
+from tdlrt.convert import plan, prepare_ddp, to_dense, to_sequential, tuckerize
 from tdlrt.expansion import NonFiniteError
 from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
 from tdlrt.optimizer import TDLRT
@@ -23,6 +23,7 @@ __all__ = [
     "compression",
     "orthogonality_error",
     "plan",
+    "prepare_ddp",
     "ranks",
     "to_dense",
     "to_sequential",

@@ -46,7 +46,7 @@ class _Recorder:
 
     def __call__(self, layer, args, output):
         capture = self._capture and self._capture()
-        if capture is None or not torch.is_grad_enabled() or not output.requires_grad:
+        if capture is None or not layer.train_bases or not torch.is_grad_enabled() or not output.requires_grad:
             return
         input, version = args[0].detach(), args[0]._version
         output.register_hook(lambda grad: capture._keep(layer, input, version, grad))

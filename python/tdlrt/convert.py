@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
+from tdlrt.reduction import ignore_in_ddp
 
 log = logging.getLogger("tdlrt")
 
@@ -98,7 +99,22 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
         if layer not in replaced:
             own = _for_name(ranks, name) if isinstance(ranks, dict) else ranks
             replaced[layer] = TUCKER_CLASS[type(layer)].from_dense(layer, ranks=own, tol=tol, modes=modes)
-    return _replace(model, replaced)
+    return prepare_ddp(_replace(model, replaced))
+
+
+def prepare_ddp(model):
+    """Lets `DistributedDataParallel(model)` leave Tucker parameters to `TDLRT`, which averages them itself.
+
+    `tuckerize` does this for the model it returns; call it where Tucker layers sit in a larger module. Returns
+    the model.
+    """
+    names = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, TuckerLayer):
+            prefix = f"{name}." if name else ""
+            names += [prefix + own for own, _ in layer.named_parameters() if own != "bias"]
+    ignore_in_ddp(model, names)
+    return model
 
 
 def _check_names(argument, patterns, decisions):

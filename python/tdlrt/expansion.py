@@ -15,7 +15,11 @@ class NonFiniteError(FloatingPointError):
 
 @dataclass
 class Expansion:
-    """The layer's point before the step, and its augmented bases [U|V] (U itself for a mode that does not grow)."""
+    """The layer's point before the step, and its augmented bases [U|V] (U itself for a mode that does not grow).
+
+    state: of the optimiser, before the step. core_gradient: of the augmented core, once the integrator has run.
+    scale: factor between what the kept pairs give and the gradients to step with.
+    """
 
     name: str
     layer: TuckerLayer
@@ -23,11 +27,28 @@ class Expansion:
     factors: list
     bases: list
     state: dict = field(default_factory=dict)
+    core_gradient: torch.Tensor | None = None
+    scale: torch.Tensor | float = 1.0
+
+    @classmethod
+    def at(cls, name, layer):
+        """The layer's point now, nothing augmented."""
+        factors = [None if f is None else f.data for f in layer.factors]
+        return cls(name, layer, layer.core.data, factors, list(factors))
 
     @property
     def shape(self):
         """Shape of the augmented core."""
         return tuple(n if b is None else b.shape[1] for n, b in zip(self.core.shape, self.bases))
+
+    @property
+    def grew(self):
+        return self.shape != tuple(self.core.shape)
+
+    @property
+    def known_block(self):
+        """The block of an augmented core that belongs to the old bases."""
+        return corner(self.core.shape)
 
     def enter(self, optimizer_state):
         """Moves the layer and its optimiser state to the augmented point; the weight stays what it was."""
@@ -41,6 +62,8 @@ class Expansion:
         self.layer.assign(self.core, self.factors)
         if self.state:
             optimizer_state[self.layer.core] = self.state
+        else:
+            optimizer_state.pop(self.layer.core, None)
 
     def truncate(self, optimizer_state, core, projections, ranks):
         """Moves layer and state from the augmented point to the truncated one."""
@@ -53,29 +76,40 @@ class Expansion:
 
 
 def expand(layers):
-    """Augmented bases of all layers and modes, from the factors' gradients, in one call of `tangent_basis`.
+    """Augmented bases of all layers and modes from the factors' gradients. layers: {name: layer}.
 
-    layers: {name: layer}. A mode whose factor has no gradient keeps its basis. Raises `NonFiniteError`.
+    A mode whose factor has no gradient keeps its basis. Raises `NonFiniteError`.
     """
-    places, bases, directions = [], [], []
-    expansions = []
-    for name, layer in layers.items():
-        factors = [None if f is None else f.data for f in layer.factors]
-        expansions.append(Expansion(name, layer, layer.core.data, factors, list(factors)))
-        for mode in layer.modes:
-            gradient = layer.factors[mode].grad
-            if gradient is not None and factors[mode].shape[1] < factors[mode].shape[0]:
-                places.append((expansions[-1], mode))
-                bases.append(factors[mode])
-                directions.append(gradient)
-    for group in _by_dtype(bases):
-        found, counts = tk.tangent_basis([bases[i] for i in group], [directions[i] for i in group])
-        for i, V, count in zip(group, found, counts.tolist()):
-            expansion, mode = places[i]
-            if count < 0:
-                raise NonFiniteError(f"the gradient of {expansion.name}.factors.{mode} holds NaN or Inf")
-            expansion.bases[mode] = torch.cat([bases[i], V[:, :count]], 1)
+    expansions = [Expansion.at(name, layer) for name, layer in layers.items()]
+    gradients = {
+        (e.name, mode): e.layer.factors[mode].grad
+        for e in expansions
+        for mode in e.layer.modes
+        if e.layer.factors[mode].grad is not None
+    }
+    expand_along(expansions, gradients)
     return expansions
+
+
+def expand_along(expansions, directions):
+    """Augments each basis by the part of its directions outside it; one call of `tangent_basis` for everything.
+
+    directions: {(layer name, mode): matrix of the factor's shape}. Raises `NonFiniteError`, naming layer and mode.
+    """
+    places = [
+        (e, mode)
+        for e in expansions
+        for mode in e.layer.modes
+        if (e.name, mode) in directions and e.factors[mode].shape[1] < e.factors[mode].shape[0]
+    ]
+    for group in _by_dtype([e.factors[mode] for e, mode in places]):
+        members = [places[i] for i in group]
+        bases = [e.factors[mode] for e, mode in members]
+        found, counts = tk.tangent_basis(bases, [directions[e.name, mode] for e, mode in members])
+        for (e, mode), U, V, count in zip(members, bases, found, counts.tolist()):
+            if count < 0:
+                raise NonFiniteError(f"the gradient of {e.name}.factors.{mode} holds NaN or Inf")
+            e.bases[mode] = torch.cat([U, V[:, :count]], 1)
 
 
 def _by_dtype(tensors):

@@ -19,12 +19,15 @@ class TuckerLayer(nn.Module):
         factors: one entry per mode, a parameter (n_i, r_i) with orthonormal columns, or `None`.
         bias: parameter or `None`.
         path: "auto", "chain", "fused" or "reconstruct", passed to the operator.
+        train_bases: whether the forward pass asks for gradients of the factors; the optimiser clears it for steps that
+            update cores only.
     """
 
     def __init__(self, weight_shape, ranks, modes, bias, device=None, dtype=None):
         super().__init__()
         self.weight_shape = tuple(weight_shape)
         self.path = "auto"
+        self.train_bases = True
         modes = factorised_modes(modes, len(self.weight_shape))
         ranks = mode_ranks(ranks, self.weight_shape, modes)
         options = {"device": device, "dtype": dtype}
@@ -100,7 +103,8 @@ class TuckerLayer(nn.Module):
 
     def _operands(self, input):
         """Input, core, factors and bias, in autocast's dtype where it is on."""
-        tensors = [input, self.core, self.bias, *self.factors]
+        factors = [f if f is None or self.train_bases else f.detach() for f in self.factors]
+        tensors = [input, self.core, self.bias, *factors]
         device = input.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -257,13 +261,10 @@ class _TuckerConv(TuckerLayer):
         """
         if input.ndim == self.dimensions + 1:
             input, grad_output = input.unsqueeze(0), grad_output.unsqueeze(0)
-        factors = [None if f is None else f.to(grad_output.dtype) for f in factors]
-        x = self._padded(input).to(grad_output.dtype)
+        x, grad_output = self._padded(input).to(self.core.dtype), grad_output.to(self.core.dtype)
         window = self.weight_shape[2:]
-        gradient = tk.tucker_conv_core_grad(
-            x, grad_output, factors, window, self.stride, self._inner_padding, self.dilation
-        )
-        return gradient.to(self.core.dtype)
+        geometry = (self.stride, self._inner_padding, self.dilation)
+        return tk.tucker_conv_core_grad(x, grad_output, factors, window, *geometry)
 
     @classmethod
     def from_dense(cls, layer, ranks=None, tol=None, modes="channels"):
@@ -375,10 +376,8 @@ class TuckerLinear(TuckerLayer):
 
         Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
         """
-        factors = [None if f is None else f.to(grad_output.dtype) for f in factors]
-        x = input.to(grad_output.dtype)
-        gradient = tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
-        return gradient.to(self.core.dtype)
+        x, grad_output = input.to(self.core.dtype), grad_output.to(self.core.dtype)
+        return tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
 
     @classmethod
     def from_dense(cls, layer, ranks=None, tol=None, modes="all", in_modes=None, out_modes=None):

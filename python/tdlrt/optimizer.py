@@ -3,10 +3,13 @@
 import logging
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt.capture import Capture
 from tdlrt.expansion import NonFiniteError, truncate
-from tdlrt.integrators import INTEGRATORS
+from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
+from tdlrt.integrators.parallel import redo, saturated
+from tdlrt.reduction import reducer_for
 from tdlrt.summary import tucker_layers
 
 log = logging.getLogger("tdlrt")
@@ -25,17 +28,23 @@ class TDLRT(torch.optim.Optimizer):
     has small singular values. Momentum and moments move with the bases.
 
     Args:
-        model: a module; all of its parameters are stepped. The dense ones are updated once per step, in the same pass.
+        model: a module, or a `DistributedDataParallel` around one; all of its parameters are stepped. The dense ones
+            are updated once per step, in the same pass.
         lr, momentum, weight_decay: of the base optimiser. Weight decay on a core is weight decay on the weight.
-        tol: relative truncation error per step and layer, in (0, 1); a dict {layer name: tol}; or None for fixed ranks.
+        tol: relative truncation error per step and layer, in [0, 1); a dict {layer name: tol}; or None for fixed ranks.
             It is kept per parameter group and may be scheduled.
-        integrator: "one_pass" (one forward and one backward pass: `loss.backward(); optimizer.step()`) or "two_pass"
-            (`optimizer.step(closure)`; the closure clears gradients, computes the loss, calls backward and returns it).
+        integrator: how the gradient of the augmented core is obtained. "one_pass" (one forward and one backward pass:
+            `loss.backward(); optimizer.step()`); "parallel" (the same, cheaper and first order: only blocks with one
+            new mode); "two_pass" and "standard" (two and d + 1 evaluations, `optimizer.step(closure)`; the closure
+            computes the loss, calls backward and returns it).
         base: "sgd", "adam", "adamw", or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
             exp_avg_sq and nothing else per entry.
         params: parameter groups as any torch optimiser takes them; default: all parameters in one group.
         tolerance_mode: "global" (the error of the whole core is at most tol) or "per_mode" (each mode's is).
         min_rank, max_rank: bounds on every adaptive rank.
+        basis_every: bases and ranks move every so many steps; the steps between update cores only, which costs less.
+        rank_every: ranks adapt on every so-many-th of those; on the others the bases move and the ranks stay.
+        max_grad_norm: clips the global norm of all gradients, with the augmented ones for cores.
         on_nonfinite: "raise" a `NonFiniteError` when a gradient holds NaN or Inf, or "skip" the step and count it in
             `skipped_steps`. Either way nothing changes.
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
@@ -58,33 +67,63 @@ class TDLRT(torch.optim.Optimizer):
         tolerance_mode="global",
         min_rank=1,
         max_rank=None,
+        basis_every=1,
+        rank_every=1,
+        max_grad_norm=None,
         on_nonfinite="raise",
         **base_options,
     ):
         _choice("integrator", integrator, tuple(INTEGRATORS))
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        _positive("min_rank", min_rank)
+        for name, value in (("basis_every", basis_every), ("rank_every", rank_every)):
+            _positive(name, value)
+        if max_rank is not None and _positive("max_rank", max_rank) < min_rank:
+            raise ValueError(f"max_rank is {max_rank}, below min_rank={min_rank}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {max_grad_norm!r}; allowed are positive numbers or None")
         self.model = model
         self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
-        self.min_rank, self.max_rank = _rank_bounds(min_rank, max_rank)
+        self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
+        self.basis_every, self.rank_every = basis_every, rank_every
         self.skipped_steps = 0
         self.truncation_errors = {}
-        self._layers = tucker_layers(model)
-        self._names = {p: n for n, p in model.named_parameters()}
-        self._layer_tol = _layer_tolerances(tol, self._layers)
-        _check_dtypes(self._layers)
-        self.base = _make_base(base, model, params, lr, momentum, weight_decay, base_options)
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        self.layers = tucker_layers(inner)
+        self._names = {p: n for n, p in inner.named_parameters()}
+        self._layer_tol = _layer_tolerances(tol, self.layers)
+        _check_dtypes(self.layers)
+        self.reducer = reducer_for(model, self.layers)
+        self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
-        super().__init__(self.base.param_groups, defaults)
+        super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
         missing = [n for p, n in self._names.items() if p not in self._group_of()]
         if missing:
             raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
-        self.capture = Capture(self._layers.values()) if integrator == "one_pass" else None
+        self.capture = Capture(self.layers.values()) if integrator in FROM_PAIRS else None
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
         self.base.param_groups, self.base.state = self.param_groups, self.state
+        self._choose_kind_of_step()
+
+    @property
+    def steps(self):
+        """Steps taken so far; kept in the state dict."""
+        return self.param_groups[0]["steps"]
+
+    def _choose_kind_of_step(self):
+        """Tells the layers whether the next step moves their bases."""
+        moves = self.steps % self.basis_every == 0 and not self.param_groups[0]["bases_frozen"]
+        for layer in self.layers.values():
+            layer.train_bases = moves
+
+    def freeze_bases(self, frozen=True):
+        """From the next forward pass on, steps update cores only, as convergence proofs of SGD want at the end."""
+        self.param_groups[0]["bases_frozen"] = frozen
+        self._choose_kind_of_step()
 
     def _group_of(self):
         return {p: group for group in self.param_groups for p in group["params"]}
@@ -115,36 +154,62 @@ class TDLRT(torch.optim.Optimizer):
                 log.warning("step skipped: %s", error)
                 self.zero_grad()
                 return None
-            for e in expansions:
-                for factor in e.layer.factors:
-                    if factor is not None:
-                        factor.grad = None
-            self.base.step()
-            self.truncation_errors = truncate(self._truncation_rules(expansions), self.state)
-            for e in expansions:
-                e.layer.core.grad = None
+            self._update(expansions)
+            self.param_groups[0]["steps"] += 1
+            self._choose_kind_of_step()
             if self.capture is not None:
                 self.capture.clear()
         return loss
 
+    def _update(self, expansions):
+        """Steps everything at the augmented points, truncates, and consumes the Tucker gradients."""
+        for e in expansions:
+            for factor in e.layer.factors:
+                if factor is not None:
+                    factor.grad = None
+        if self.max_grad_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_([p for p in self._names if p.grad is not None], self.max_grad_norm)
+            for e in expansions:
+                e.scale = e.scale * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+        self.base.step()
+        self.truncation_errors = truncate(self._truncation_rules(expansions), self.state)
+        if self.integrator == "parallel":
+            self._redo_saturated(expansions)
+        for e in expansions:
+            e.layer.core.grad = None
+
+    def _redo_saturated(self, expansions):
+        """Rejects the parallel step of layers that kept every new direction, and takes the full one instead."""
+        for p in self._names:
+            p.grad = None
+        again = [e for e in expansions if saturated(e) and redo(e, self)]
+        if again:
+            self.base.step()
+            self.truncation_errors.update(truncate(self._truncation_rules(again), self.state))
+
     def layers_with_gradient(self):
         """{name: layer} of the Tucker layers whose core has a gradient; the others are not stepped."""
-        return {name: layer for name, layer in self._layers.items() if layer.core.grad is not None}
+        return {name: layer for name, layer in self.layers.items() if layer.core.grad is not None}
+
+    def learning_rates(self):
+        """{parameter: learning rate of its group}."""
+        return {p: group["lr"] for group in self.param_groups for p in group["params"]}
 
     def dense_gradients(self):
         """[(name, gradient)] of all other parameters that have one."""
-        tucker = {p for layer in self._layers.values() for p in (layer.core, *layer.factors) if p is not None}
+        tucker = {p for layer in self.layers.values() for p in (layer.core, *layer.factors) if p is not None}
         return [(n, p.grad) for p, n in self._names.items() if p not in tucker and p.grad is not None]
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
         groups = self._group_of()
+        adapt = self.steps // self.basis_every % self.rank_every == 0
         rules = []
         for e in expansions:
-            if not any(f is not None and f.requires_grad for f in e.layer.factors):
+            if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
                 continue
             tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
-            if tol is None:
+            if tol is None or not adapt:
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
             sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]
@@ -154,7 +219,7 @@ class TDLRT(torch.optim.Optimizer):
         return [(e, {**rule, "tolerance_mode": self.tolerance_mode}) for e, rule in rules]
 
     def __repr__(self):
-        return f"TDLRT(integrator={self.integrator!r}, {len(self._layers)} Tucker layers, base={self.base!r})"
+        return f"TDLRT(integrator={self.integrator!r}, {len(self.layers)} Tucker layers, base={self.base!r})"
 
 
 def _make_base(base, model, params, lr, momentum, weight_decay, options):
@@ -178,13 +243,10 @@ def _choice(name, value, allowed):
     return value
 
 
-def _rank_bounds(least, most):
-    for name, value in (("min_rank", least), ("max_rank", most)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
-    if most is not None and most < least:
-        raise ValueError(f"max_rank is {most}, below min_rank={least}")
-    return least, most
+def _positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
+    return value
 
 
 def _check_tolerance(name, tol):

@@ -29,7 +29,7 @@ def corner(shape):
 
 
 def map_state(state, shape, linear, squared):
-    """The state of one parameter with its tensors of the parameter's shape mapped; everything else as it is."""
+    """The state of one parameter with its tensors of the parameter's shape mapped; everything else copied."""
     mapped = {}
     for key, value in state.items():
         if isinstance(value, torch.Tensor) and value.shape == shape and value.ndim > 0:
@@ -39,6 +39,8 @@ def map_state(state, shape, linear, squared):
                     f"{', '.join(LINEAR + SQUARED)}"
                 )
             value = (linear if key in LINEAR else squared)(value)
+        elif isinstance(value, torch.Tensor):
+            value = value.clone()  # step counters are updated in place, and a step may be taken back
         mapped[key] = value
     return mapped
 

@@ -1,0 +1,53 @@
+"""The one-gradient parallel integrator (Ceruti, Kusch, Lubich & Sulz 2024, arXiv 2412.00858).
+
+All bases and the core advance from the old point: of the augmented core gradient only the known block and the blocks
+with exactly one new mode are used, −λ V_iᵀ M_i; the others are zero. Cheaper than one-pass, first order, without its
+descent bound. A layer whose every rank was kept at the augmented size found its truncation no bound: its step is
+rejected and done again with the full augmented gradient, from the same pairs (see `TDLRT.step`).
+"""
+
+import torch
+
+from tdlrt.integrators.one_pass import augmented_gradient, from_pairs, kept_pairs
+
+
+def parallel(optimizer, closure):
+    return from_pairs(optimizer, closure, one_mode_blocks)
+
+
+def one_mode_blocks(e, pairs):
+    """The known block and, for each mode, the block in which that mode alone is new; zeros elsewhere."""
+    total = e.core.new_zeros(e.shape)
+    total[e.known_block] = sum(e.layer.core_gradient(x, dy, e.factors) for x, dy in pairs)
+    for mode in new_modes(e):
+        r = e.core.shape[mode]
+        bases = [b[:, r:] if i == mode else e.factors[i] for i, b in enumerate(e.bases)]
+        block = list(e.known_block)
+        block[mode] = slice(r, e.shape[mode])
+        total[tuple(block)] = sum(e.layer.core_gradient(x, dy, bases) for x, dy in pairs)
+    return total
+
+
+def new_modes(e):
+    return [i for i, (n, r) in enumerate(zip(e.shape, e.core.shape)) if n > r]
+
+
+def saturated(e):
+    """Whether truncation kept every new direction of every mode that could grow."""
+    return e.grew and all(e.layer.core.shape[i] == e.shape[i] for i in new_modes(e))
+
+
+def redo(e, optimizer):
+    """Puts one layer back and enters the augmented point again with the full augmented gradient.
+
+    False, with nothing changed, where that gradient is not finite: the step taken before stands.
+    """
+    gradient = augmented_gradient(e, kept_pairs(e, optimizer.capture)) * e.scale
+    optimizer.reducer.average([gradient])
+    gradient[e.known_block] = e.core_gradient[e.known_block]
+    if not torch.isfinite(gradient).all():
+        return False
+    e.leave(optimizer.state)
+    e.enter(optimizer.state)
+    e.layer.core.grad = gradient
+    return True

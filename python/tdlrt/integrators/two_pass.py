@@ -1,0 +1,32 @@
+"""The efficient algorithm of the paper, and the oracle for one-pass: a second evaluation at the augmented point."""
+
+from tdlrt.expansion import expand
+from tdlrt.integrators.checks import core_gradients, refuse_nonfinite
+from tdlrt.integrators.replay import Replay
+
+
+def two_pass(optimizer, closure):
+    evaluate = Replay(optimizer, closure)
+    loss = evaluate()
+    expansions = expand(optimizer.layers_with_gradient())
+    refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients())
+    second_pass(optimizer, expansions, evaluate)
+    return loss, expansions
+
+
+def second_pass(optimizer, expansions, evaluate):
+    """Moves all layers to their augmented points and evaluates there; moves them back if that fails.
+
+    Where no basis grew, the first evaluation has given the gradient already.
+    """
+    for e in expansions:
+        e.enter(optimizer.state)
+    if not any(e.grew for e in expansions):
+        return
+    try:
+        evaluate()
+        refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients())
+    except BaseException:
+        for e in expansions:
+            e.leave(optimizer.state)
+        raise

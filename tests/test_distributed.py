@@ -1,0 +1,220 @@
+"""Data-parallel training over gloo processes on this machine."""
+
+import os
+import sys
+import traceback
+from contextlib import nullcontext
+from datetime import timedelta
+
+import pytest
+import tdlrt
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+
+
+def network(seed, dtype=torch.float64):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(12 * 9, 16), nn.Tanh(), nn.Linear(16, 4)),
+    )
+    return tdlrt.tuckerize(model.to(dtype), ranks=0.3)
+
+
+def batch(step, size, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(size, 2, 8, 8, dtype=torch.float64, generator=generator).to(dtype)
+    return x, torch.randint(0, 4, (size,), generator=generator)
+
+
+def loss_of(model, x, y):
+    return nn.functional.cross_entropy(model(x), y)
+
+
+OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-3, "tol": 0.05}
+
+
+def flat(model, optimizer):
+    values = [p.detach().flatten().double() for p in model.parameters()]
+    values += [s["momentum_buffer"].flatten().double() for s in optimizer.state.values()]
+    return torch.cat(values)
+
+
+def assert_equal_everywhere(values):
+    """Bitwise equal on all ranks."""
+    sizes = [None] * dist.get_world_size()
+    dist.all_gather_object(sizes, len(values))
+    assert len(set(sizes)) == 1, f"sizes differ: {sizes}"
+    everyone = [torch.empty_like(values) for _ in sizes]
+    dist.all_gather(everyone, values)
+    assert all(torch.equal(everyone[0], other) for other in everyone)
+
+
+def single_process(steps, size, integrator="one_pass"):
+    model = network(0)
+    optimizer = tdlrt.TDLRT(model, integrator=integrator, **OPTIONS)
+    for step in range(steps):
+        x, y = batch(step, size)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    return tdlrt.to_dense(model).state_dict(), tdlrt.ranks(model)
+
+
+# ---- what the processes run: each returns nothing and asserts ---------------------------------------------
+
+
+def equals_one_process(rank, world, integrator, micro_batches):
+    size, steps = 4 * world, 6
+    ddp = DistributedDataParallel(network(seed=rank))  # other ranks start elsewhere; rank 0's weights are taken
+    optimizer = tdlrt.TDLRT(ddp, integrator=integrator, **OPTIONS)
+    for step in range(steps):
+        x, y = (t[rank::world] for t in batch(step, size))
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            loss = 0.0
+            for i in range(micro_batches):
+                last = i == micro_batches - 1
+                with nullcontext() if last else ddp.no_sync():
+                    part = loss_of(ddp, x[i::micro_batches], y[i::micro_batches]) / micro_batches
+                    part.backward()
+                loss += part.detach()
+            return loss
+
+        optimizer.step(closure)
+        assert_equal_everywhere(flat(ddp, optimizer))
+    expected, ranks = single_process(steps, size, integrator)
+    assert tdlrt.ranks(ddp.module) == ranks
+    for name, value in tdlrt.to_dense(ddp.module).state_dict().items():
+        assert torch.allclose(value, expected[name], rtol=0, atol=1e-9), name
+
+
+def stays_bitwise_equal(rank, world, steps):
+    ddp = DistributedDataParallel(network(seed=rank, dtype=torch.float32))
+    optimizer = tdlrt.TDLRT(ddp, **OPTIONS)
+    seen = set()
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss_of(ddp, *batch(1000 * rank + step, 3, torch.float32)).backward()
+        optimizer.step()
+        seen.add(str(tdlrt.ranks(ddp.module)))
+        if step % 20 == 0 or step == steps - 1:
+            assert_equal_everywhere(flat(ddp, optimizer))
+    assert len(seen) > 1
+
+
+def non_finite_on_one_rank(rank, world, policy):
+    ddp = DistributedDataParallel(network(seed=0))
+    optimizer = tdlrt.TDLRT(ddp, on_nonfinite=policy, **OPTIONS)
+    loss_of(ddp, *batch(rank, 4)).backward()
+    if rank == 1:
+        ddp.module[2].factors[0].grad[0, 0] = float("nan")
+    before = flat(ddp, optimizer)
+    if policy == "raise":
+        with pytest.raises(tdlrt.NonFiniteError):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.skipped_steps == 1
+    assert torch.equal(before, flat(ddp, optimizer))
+    optimizer.zero_grad()
+    loss_of(ddp, *batch(rank + 7, 4)).backward()
+    optimizer.step()
+    assert_equal_everywhere(flat(ddp, optimizer))
+
+
+def disagreement_on_one_rank(rank, world):
+    ddp = DistributedDataParallel(network(seed=0))
+    optimizer = tdlrt.TDLRT(ddp, **OPTIONS)
+    loss_of(ddp, *batch(rank, 4)).backward()
+    if rank == 1:
+        gradient = ddp.module[2].core.grad
+        gradient += torch.linspace(0, 1, gradient.numel(), dtype=gradient.dtype).view_as(gradient)
+    with pytest.raises(RuntimeError, match="not a multiple"):
+        optimizer.step()
+
+
+def dies(rank, world):
+    ddp = DistributedDataParallel(network(seed=0))
+    optimizer = tdlrt.TDLRT(ddp, **OPTIONS)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = loss_of(ddp, *batch(step, 4))
+        loss.backward()
+        if rank == 1 and step == 1:
+            os._exit(0)  # gone without a word, in the middle of a step
+        try:
+            optimizer.step()
+        except (RuntimeError, dist.DistError):
+            assert rank == 0
+            return
+    raise AssertionError("rank 0 went on alone")
+
+
+def followed_by_ddp(rank, world):
+    model = nn.Sequential(network(seed=0), nn.Identity())  # tuckerize marked the inner module, DDP reads the outer
+    with pytest.raises(ValueError, match="prepare_ddp"):
+        tdlrt.TDLRT(DistributedDataParallel(model), **OPTIONS)
+    tdlrt.TDLRT(DistributedDataParallel(tdlrt.prepare_ddp(model)), **OPTIONS)
+
+
+def _process(rank, world, rendezvous, jobs):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
+    for function, *arguments in jobs:
+        try:
+            function(rank, world, *arguments)
+        except BaseException:
+            print(f"rank {rank}, {function.__name__}{tuple(arguments)}:", file=sys.stderr)
+            traceback.print_exc(file=sys.stderr)
+            os._exit(1)
+    if function is not dies:
+        dist.destroy_process_group()
+
+
+def run(tmp_path, world, *jobs):
+    """Runs the jobs one after the other on `world` processes; starting those takes longer than most jobs."""
+    mp.spawn(_process, (world, str(tmp_path / "rendezvous"), jobs), nprocs=world)
+
+
+def test_two_processes(tmp_path):
+    """Equal one process on the joined batch, stay bitwise equal, and stop together."""
+    run(
+        *(tmp_path, 2),
+        (equals_one_process, "one_pass", 1),
+        (equals_one_process, "one_pass", 2),  # accumulation under no_sync()
+        (equals_one_process, "two_pass", 1),
+        (stays_bitwise_equal, 30),
+        (non_finite_on_one_rank, "raise"),
+        (non_finite_on_one_rank, "skip"),
+        (disagreement_on_one_rank,),
+        (followed_by_ddp,),
+    )
+
+
+def test_a_process_that_dies_does_not_hang_the_others(tmp_path):
+    run(tmp_path, 2, (dies,))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("world", [2, 4])
+def test_many_steps_and_other_integrators(tmp_path, world):
+    run(
+        *(tmp_path, world),
+        (stays_bitwise_equal, 200),
+        (equals_one_process, "parallel", 1),
+        (equals_one_process, "standard", 1),
+    )
