@@ -1,9 +1,9 @@
 """The Triton back end from outside: import without triton, refusals, and the two processes that prove the kernels.
 
-The kernels' own tests are in `tests/triton`; run them alone with
+The kernels' own tests are in `tests/triton_backend`; run them alone with
 
-    TK_TRITON=interpret TRITON_INTERPRET=1 python -m pytest tests/triton
-    TK_TRITON=compile python -m pytest tests/triton
+    TK_TRITON=interpret TRITON_INTERPRET=1 python -m pytest tests/triton_backend
+    TK_TRITON=compile python -m pytest tests/triton_backend
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ def _python(*arguments, **environment):
 def _kernel_tests(tmp_path, *arguments):
     """Both processes side by side."""
     modes = {"interpret": {"TRITON_INTERPRET": "1"}, "compile": {"TRITON_CACHE_DIR": str(tmp_path)}}
-    command = ("-m", "pytest", "tests/triton", "-p", "no:cacheprovider", *arguments)
+    command = ("-m", "pytest", "tests/triton_backend", "-p", "no:cacheprovider", *arguments)
     started = [
         _start(*command, TK_TRITON=mode, PYTHONWARNINGS="ignore", **environment) for mode, environment in modes.items()
     ]

@@ -1,6 +1,6 @@
 """What each kernel here costs: operations, and bytes that must cross the memory once however well caches work.
 
-`tests/triton` counts the same numbers in the interpreter. What several programs read counts
+`tests/triton_backend` counts the same numbers in the interpreter. What several programs read counts
 once; what a second-stage sum reads again is in its own row and added here.
 """
 
