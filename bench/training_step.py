@@ -73,7 +73,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
 
     torch.manual_seed(0)
-    dense = models.build(options.model, (3, 32, 32), 10, 0.0, 1.0).to(memory_format=torch.channels_last)
+    dense = models.build(options.model, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
     rows = []
     with harness.threads(options.threads):
         for fraction in options.ranks:

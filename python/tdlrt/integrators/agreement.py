@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-import tucker_kernels as tk
 from tdlrt.expansion import Expansion
+from tucker_kernels.functions import CrossGram
 
 # Largest ‖known − c found‖ / ‖known‖ taken for rounding.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -39,7 +39,10 @@ class Comparison:
 
 
 def compare(e, contracted, gradients, pairs):
-    """gradients: [∇_C L, ∇_{U_1} L, …] as the backward pass of this process left them. Sets the expansion's scale."""
+    """Scales `contracted` in place, and sets the expansion's scale.
+
+    gradients: [∇_C L, ∇_{U_1} L, …] as the backward pass of this process left them.
+    """
     known_core, *known_factors = gradients
     known, found = [known_core.flatten()], [contracted[e.known_block].flatten()]
     for mode, r in enumerate(e.core.shape):
@@ -48,7 +51,7 @@ def compare(e, contracted, gradients, pairs):
             block[mode] = slice(r, None)
             V = e.bases[mode][:, r:]
             known.append((V.T @ known_factors[mode]).flatten())
-            found.append((tk.unfold(contracted[tuple(block)], mode) @ tk.unfold(e.core, mode).T).flatten())
+            found.append(CrossGram.apply(contracted[tuple(block)], e.core, mode).flatten())
     known, found = torch.cat(known), torch.cat(found)
     square = found.dot(found)
     e.scale = scale = torch.where(square > 0, known.dot(found) / square, 1.0)
@@ -57,7 +60,7 @@ def compare(e, contracted, gradients, pairs):
     half = any(dy.dtype in (torch.bfloat16, torch.float16) for _, dy in pairs)
     tolerance = _HALF_TOLERANCE if half else _TOLERANCE[known.dtype]
     excess = difference / torch.where(size > 0, size, 1.0) / tolerance
-    return Comparison(e, contracted * scale, excess, difference, pairs)
+    return Comparison(e, contracted.mul_(scale), excess, difference, pairs)
 
 
 def refuse_disagreement(comparisons, reducer):

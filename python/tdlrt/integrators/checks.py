@@ -6,12 +6,17 @@ from tdlrt.expansion import NonFiniteError
 
 
 def refuse_nonfinite(named_gradients):
-    """Raises `NonFiniteError` naming the gradients that hold NaN or Inf; one synchronisation for all of them."""
+    """Raises `NonFiniteError` naming the gradients that hold NaN or Inf; one synchronisation for all of them.
+
+    A norm is far cheaper than an elementwise test and is finite only if every entry is; it may also overflow, so what
+    fails it is looked at closely.
+    """
     named = [(name, g) for name, g in named_gradients if g is not None]
     if not named:
         return
-    finite = torch.stack([torch.isfinite(g).all() for _, g in named]).tolist()
-    bad = [name for (name, _), ok in zip(named, finite) if not ok]
+    norms = torch.stack([torch.linalg.vector_norm(g).double() for _, g in named])
+    doubtful = [pair for pair, ok in zip(named, torch.isfinite(norms).tolist()) if not ok]
+    bad = [name for name, g in doubtful if not torch.isfinite(g).all()]
     if bad:
         raise NonFiniteError(f"the gradient of {', '.join(bad)} holds NaN or Inf")
 
