@@ -15,30 +15,14 @@
 namespace tk::TK_ISA {
 namespace {
 
-constexpr int max_rows = 6, max_vectors = vector_registers == 32 ? 4 : 2;
 constexpr int64_t mc = 252, kc = 256, most_tiles_in_place = 11;
-static_assert(mc % max_rows == 0, "blocks must hold whole tiles");
-static_assert(max_vectors * vector_bytes / 4 * kc <= gemm_scratch, "scratch too small");
-
-template <class T>
-struct StripArgs {
-  int64_t k;
-  T alpha, beta;
-  const T* a;
-  int64_t a_row, a_col;
-  const T* b;
-  int64_t b_row;
-  const T* next;  // the panel to prefetch, or b itself
-  int64_t next_row;
-  T* c;
-  int64_t c_row, cols;
-  bool far;  // C is not in the first-level cache
-};
+static_assert(mc % tile_rows == 0, "blocks must hold whole tiles");
+static_assert(tile_vectors * vector_bytes / 4 * kc <= gemm_scratch, "scratch too small");
 
 // `count` tiles of R rows and V vectors, one below the other. With `packs` the panel of B is copied on the
 // way.
 template <class T, int R, int V>
-void strip(const StripArgs<T>& s, int64_t count) {
+void strip(const TileStripArgs<T>& s, int64_t count) {
   using S = Vector<T>;
   using Vec = typename S::Type;
   constexpr int W = S::lanes;
@@ -85,23 +69,11 @@ void strip(const StripArgs<T>& s, int64_t count) {
   }
 }
 
-template <class T>
-using Strip = void (*)(const StripArgs<T>&, int64_t);
-
 template <class T, int V>
-Strip<T> strip_of_height(int64_t rows) {
-  constexpr Strip<T> strips[] = {strip<T, 1, V>, strip<T, 2, V>, strip<T, 3, V>,
-                                 strip<T, 4, V>, strip<T, 5, V>, strip<T, 6, V>};
+TileStrip<T> strip_of_height(int64_t rows) {
+  constexpr TileStrip<T> strips[] = {strip<T, 1, V>, strip<T, 2, V>, strip<T, 3, V>,
+                                     strip<T, 4, V>, strip<T, 5, V>, strip<T, 6, V>};
   return strips[rows - 1];
-}
-
-template <class T>
-Strip<T> choose_strip(int64_t rows, int64_t vectors) {
-  if constexpr (max_vectors == 4) {
-    if (vectors == 4) return strip_of_height<T, 4>(rows);
-    if (vectors == 3) return strip_of_height<T, 3>(rows);
-  }
-  return vectors == 2 ? strip_of_height<T, 2>(rows) : strip_of_height<T, 1>(rows);
 }
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -142,8 +114,17 @@ void pack(const T* b, int64_t b_row, int64_t b_col, int64_t k, int64_t cols, int
 }  // namespace
 
 template <class T>
+TileStrip<T> tile_strip(int64_t rows, int64_t vectors) {
+  if constexpr (tile_vectors == 4) {
+    if (vectors == 4) return strip_of_height<T, 4>(rows);
+    if (vectors == 3) return strip_of_height<T, 3>(rows);
+  }
+  return vectors == 2 ? strip_of_height<T, 2>(rows) : strip_of_height<T, 1>(rows);
+}
+
+template <class T>
 void gemm(const GemmArgs<T>& g, T* scratch) {
-  constexpr int W = Vector<T>::lanes, NR = max_vectors * W;
+  constexpr int W = Vector<T>::lanes, NR = tile_vectors * W;
   if (g.k == 0) {
     for (int64_t i = 0; i < g.m; ++i)
       for (int64_t j = 0; j < g.n; ++j)
@@ -155,41 +136,43 @@ void gemm(const GemmArgs<T>& g, T* scratch) {
   for (int64_t p0 = 0; p0 < g.k; p0 += depth) {
     const int64_t k = least(depth, g.k - p0);
     for (int64_t i0 = 0; i0 < g.m; i0 += mc) {
-      const int64_t m = least(mc, g.m - i0), tiles = blocks_of(m, max_rows);
+      const int64_t m = least(mc, g.m - i0), tiles = blocks_of(m, tile_rows);
       const int64_t height = m / tiles, higher = m % tiles, lower = tiles - higher;
       const bool in_place = g.b_col == 1 && (tiles <= most_tiles_in_place || g.b_row <= 2 * NR);
       for (int64_t j = 0; j < g.n; j += NR) {
         const int64_t cols = least(NR, g.n - j), vectors = blocks_of(cols, W);
         const T* b = g.b + p0 * g.b_row + j * g.b_col;
-        StripArgs<T> s = {k,
-                          g.alpha,
-                          p0 == 0 ? g.beta : T(1),
-                          g.a + i0 * g.a_row + p0 * g.a_col,
-                          g.a_row,
-                          g.a_col,
-                          b,
-                          g.b_row,
-                          b,
-                          0,
-                          g.c + i0 * g.c_row + j,
-                          g.c_row,
-                          cols,
-                          far};
+        TileStripArgs<T> s = {k,
+                              g.alpha,
+                              p0 == 0 ? g.beta : T(1),
+                              g.a + i0 * g.a_row + p0 * g.a_col,
+                              g.a_row,
+                              g.a_col,
+                              b,
+                              g.b_row,
+                              b,
+                              0,
+                              g.c + i0 * g.c_row + j,
+                              g.c_row,
+                              cols,
+                              far};
         if (g.b_col == 1 && j + NR < g.n) s.next = b + NR, s.next_row = g.b_row;
         if (!in_place || (!cheap_partial_loads && cols % W)) {
           pack(b, g.b_row, g.b_col, k, cols, vectors * W, scratch);
           s.b = scratch, s.b_row = vectors * W;
         }
-        choose_strip<T>(height, vectors)(s, lower);
+        tile_strip<T>(height, vectors)(s, lower);
         if (higher == 0) continue;
         s.a += lower * height * g.a_row, s.c += lower * height * g.c_row;
         s.next = s.b, s.next_row = 0;
-        choose_strip<T>(height + 1, vectors)(s, higher);
+        tile_strip<T>(height + 1, vectors)(s, higher);
       }
     }
   }
 }
 
+template TileStrip<float> tile_strip<float>(int64_t, int64_t);
+template TileStrip<double> tile_strip<double>(int64_t, int64_t);
 template void gemm<float>(const GemmArgs<float>&, float*);
 template void gemm<double>(const GemmArgs<double>&, double*);
 

@@ -48,7 +48,7 @@ struct SimdTable {
 };
 
 // Elements of scratch one thread needs for any gemm or gram call.
-constexpr int64_t gemm_scratch = 16 * 1024, gram_scratch = gemm_scratch + 32 * 1024;
+constexpr int64_t gemm_scratch = 16 * 1024, gram_scratch = 64 * 1024;
 
 namespace baseline {
 extern const SimdTable<float> table_f32;
