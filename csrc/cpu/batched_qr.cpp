@@ -25,9 +25,10 @@ void qr(const tk_qr_problem& p) {
     std::fill_n(r, k * p.n, std::numeric_limits<T>::quiet_NaN());
     return;
   }
-  Buffer<T> at(p.n * p.m), qt(k * p.m);
+  Buffer<double> at(p.n * p.m), qt(k * p.m), triangle(k * p.n);
   transpose(p.m, p.n, a, p.n, at.data(), p.m);
-  householder_qr<T>(p.m, p.n, at, qt, r);
+  householder_qr(p.m, p.n, at, qt, triangle);
+  std::copy_n(triangle.data(), k * p.n, r);
   transpose(k, p.m, qt.data(), p.m, q, k);
 }
 

@@ -99,7 +99,7 @@ void svd(int64_t m, int64_t n, const double* a, double tolerance, double* ut, do
   std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t k) { return length[i] > length[k]; });
   for (int64_t i = 0; i < n; ++i) std::copy_n(at.data() + order[i] * m, m, qt.data() + i * m);
   std::copy_n(qt.data(), n * m, at.data());
-  householder_qr<double>(m, n, at, qt, r);
+  householder_qr(m, n, at, qt, r);
   std::fill_n(j.data(), n * n, 0.0);
   for (int64_t i = 0; i < n; ++i) j[i * n + i] = 1;
   jacobi_svd(n, n, r, n, j, tolerance, s);

@@ -36,22 +36,17 @@ int64_t choose_rank(int64_t n, const double* energy, int64_t count, double lost,
 }  // namespace
 
 int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows) {
-  std::vector<int64_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t i, int64_t j) { return g[i * n + i] > g[j * n + j]; });
-  Buffer<double> sorted(n * n), lt(n * n), sigma(n);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j < n; ++j) sorted[i * n + j] = g[order[i] * n + order[j]];
-  const double lost = semidefinite_cholesky(n, sorted, n * eps * sorted[0], lt);
-  jacobi_svd(n, n, lt, 0, nullptr, orthogonality(n), sigma);
-  std::vector<double> energy(n);
-  for (int64_t i = 0; i < n; ++i) energy[i] = sigma[i] * sigma[i];
-  const int64_t rank = choose_rank(n, energy.data(), n, lost, rule);
-  int64_t kept = 0;
-  for (; kept < rank && sigma[kept] > 0; ++kept)
-    for (int64_t i = 0; i < n; ++i) rows[kept * n + order[i]] = lt[kept * n + i] / sigma[kept];
-  complete_rows(n, rows, kept, rank);
+  Buffer<double> a(n * n), v(n * n), d(n), e(n), tau(n), values(n);
+  std::copy_n(g, n * n, a.data());
+  tridiagonalise(n, a, d, e, v, tau);
+  const int64_t rank = tridiagonal_eigen(
+      n, d, e,
+      [&](double* energy) {
+        for (int64_t i = 0; i < n; ++i) energy[i] = std::max(energy[i], 0.0);
+        return choose_rank(n, energy, n, 0, rule);
+      },
+      values, rows);
+  back_transform(rank, n, v, tau, rows);
   return rank;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 namespace tk {
 
@@ -31,10 +32,35 @@ int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row,
 template <class T>
 void complete_rows(int64_t n, T* q, int64_t kept, int64_t wanted);
 
-// householder.cpp: A = Q R with R's diagonal ≥ 0. at: n rows of length m (Aᵀ), destroyed; qt: k rows of
+// householder.cpp. Turns x (length n) into v with v[0] = 1 and (I − tau v vᵀ) x = beta e_0; returns beta.
+double reflector(int64_t n, double* x, double& tau);
+
+constexpr int64_t block_size = 32;  // reflectors in one block; T is block_size × block_size
+
+// T of H_0 H_1 … = I − Vᵀ T V for the w rows of V (length m).
+void block_factor(int64_t m, int64_t w, const double* v, int64_t v_row, const double* tau, double* t);
+
+// rows (count×m) −= (rows Vᵀ) T V: applies (H_0 H_1 …)ᵀ to the columns that `rows` holds; with Tᵀ, H_0 H_1 …
+// itself.
+void apply_block(int64_t count, int64_t m, int64_t w, const double* v, int64_t v_row, const double* t,
+                 bool transposed, double* rows, int64_t row);
+
+// A = Q R with R's diagonal ≥ 0. at: n rows of length m (Aᵀ), destroyed; qt: k rows of
 // length m (Qᵀ), r: k×n row-major, k = min(m, n).
-template <class T>
-void householder_qr(int64_t m, int64_t n, T* at, T* qt, T* r);
+void householder_qr(int64_t m, int64_t n, double* at, double* qt, double* r);
+
+// tridiagonal.cpp: A = Q T Qᵀ, T tridiagonal with diagonal d (n) and off-diagonal e (n−1 entries, room for
+// n). a (n×n, upper triangle) is destroyed; row j of v (zero up to j) and tau[j] are the reflectors of Q.
+void tridiagonalise(int64_t n, double* a, double* d, double* e, double* v, double* tau);
+
+// rows (count×n) ← rows Qᵀ: eigenvectors of T, as rows, become those of A.
+void back_transform(int64_t count, int64_t n, const double* v, const double* tau, double* rows);
+
+// divide_and_conquer.cpp: eigenvalues (descending, into `values`) of the tridiagonal matrix d, e, which are
+// destroyed, and the leading eigenvectors, as rows of q (room for n×n): as many as choose(values) says.
+// Returns that number.
+int64_t tridiagonal_eigen(int64_t n, double* d, double* e, const std::function<int64_t(double*)>& choose,
+                          double* values, double* q);
 
 // semidefinite_cholesky.cpp: G = L Lᵀ for a positive semidefinite n×n matrix; lt holds Lᵀ (row j is column j
 // of L, zero before j). A pivot of at most `tolerance` is skipped (zero row); returns the sum of those

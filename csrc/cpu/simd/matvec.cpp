@@ -1,4 +1,5 @@
-// Matrix-vector kernels: y = A x,  y −= Aᵀ s,  a plane rotation of two vectors, and a sum of squares.
+// Matrix-vector kernels: y = A x,  y −= Aᵀ s,  y = S x for a symmetric S of which the upper triangle is read, a
+// plane rotation of two vectors, a sum of squares, and the two sums of a secular equation.
 //
 // All of them stream over rows of unit stride, four rows at a time so that x and y are read once per four
 // rows. Numerics: sums in T (sum_squares in float64), split over the lanes of a vector; the order depends on
@@ -84,6 +85,62 @@ void gemv_subtract(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, 
 }
 
 template <class T>
+void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
+  using L = Lanes<T>;
+  constexpr int rows = 4;
+  for (int64_t j = 0; j < n; ++j) y[j] = 0;
+  for (int64_t i = 0; i < n; i += rows) {
+    const int64_t live = n - i < rows ? n - i : rows;
+    const T* block = a + i * a_row;
+    for (int64_t r = 0; r < live; ++r)  // the triangle on the diagonal
+      for (int64_t c = r; c < live; ++c) {
+        y[i + r] += block[r * a_row + i + c] * x[i + c];
+        if (c > r) y[i + c] += block[r * a_row + i + c] * x[i + r];
+      }
+    if (live < rows) break;
+    typename L::Vec acc[rows] = {};
+    T sum[rows] = {};
+    int64_t j = i + rows;
+    for (; j + L::W <= n; j += L::W) {
+      const auto xj = L::load(x + j);
+      auto yj = L::load(y + j);
+      for (int r = 0; r < rows; ++r) {
+        const auto v = L::load(block + r * a_row + j);
+        acc[r] += v * xj;
+        yj += x[i + r] * v;
+      }
+      L::store(y + j, yj);
+    }
+    for (; j < n; ++j)
+      for (int r = 0; r < rows; ++r) {
+        sum[r] += block[r * a_row + j] * x[j];
+        y[j] += block[r * a_row + j] * x[i + r];
+      }
+    for (int r = 0; r < rows; ++r) y[i + r] += L::sum(acc[r]) + sum[r];
+  }
+}
+
+template <class T>
+void secular(int64_t n, const T* poles, const T* weights, T shift, T* sums) {
+  using L = Lanes<T>;
+  typename L::Vec value = {}, slope = {};
+  int64_t j = 0;
+  for (; j + L::W <= n; j += L::W) {
+    const auto inverse = T(1) / (L::load(poles + j) - shift);
+    const auto term = L::load(weights + j) * inverse;
+    value += term;
+    slope += term * inverse;
+  }
+  sums[0] = L::sum(value);
+  sums[1] = L::sum(slope);
+  for (; j < n; ++j) {
+    const T inverse = T(1) / (poles[j] - shift);
+    sums[0] += weights[j] * inverse;
+    sums[1] += weights[j] * inverse * inverse;
+  }
+}
+
+template <class T>
 void rotate(int64_t n, T* x, T* y, T c, T s) {
   using L = Lanes<T>;
   int64_t j = 0;
@@ -103,6 +160,8 @@ void rotate(int64_t n, T* x, T* y, T c, T s) {
   template double sum_squares<T>(int64_t, const T*);                                 \
   template void gemv<T>(int64_t, int64_t, const T*, int64_t, const T*, T*);          \
   template void gemv_subtract<T>(int64_t, int64_t, const T*, int64_t, const T*, T*); \
+  template void symv<T>(int64_t, const T*, int64_t, const T*, T*);                   \
+  template void secular<T>(int64_t, const T*, const T*, T, T*);                      \
   template void rotate<T>(int64_t, T*, T*, T, T);
 TK_INSTANTIATE(float)
 TK_INSTANTIATE(double)

@@ -1,4 +1,4 @@
-// Matrix-vector kernels of this instruction set, for its table.
+// Matrix-vector kernels of this instruction set, for its table; table.h says what they do.
 #pragma once
 
 #include "cpu/simd/table.h"
@@ -11,6 +11,10 @@ template <class T>
 void gemv(int64_t m, int64_t n, const T* a, int64_t a_row, const T* x, T* y);
 template <class T>
 void gemv_subtract(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, T* y);
+template <class T>
+void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y);
+template <class T>
+void secular(int64_t n, const T* poles, const T* weights, T shift, T* sums);
 template <class T>
 void rotate(int64_t n, T* x, T* y, T c, T s);
 
