@@ -1,18 +1,15 @@
-// Products and Gram matrices of the modes of one core, seen as (outer, n, inner) in C order; one thread each.
+// Gram matrices and unfoldings of the modes of one core, seen as (outer, n, inner) in C order; one thread
+// each.
 #pragma once
 
 #include <cstdint>
 
 namespace tk {
 
-// G (n×n, float64) = Σ_{o,i} x[o,:,i] x[o,:,i]ᵀ.
+// G (n×n, float64) = Σ_{o,i} x[o,:,i] x[o,:,i]ᵀ. `exact`: every product and sum in float64; otherwise
+// products and sums of up to 512 terms in T, which is twice as fast for float32.
 template <class T>
-void mode_gram(const T* x, int64_t outer, int64_t n, int64_t inner, double* gram);
-
-// y[o,r,i] = Σ_k M[r,k] x[o,k,i],  M rows×n with element strides.
-template <class T>
-void mode_product(const T* x, int64_t outer, int64_t n, int64_t inner, const T* matrix, int64_t rows,
-                  int64_t row, int64_t col, T* y);
+void mode_gram(const T* x, int64_t outer, int64_t n, int64_t inner, bool exact, double* gram);
 
 // Copies the unfolding of the middle index into `out` (n × outer·inner) in float64.
 template <class T>

@@ -32,12 +32,12 @@ void implicit_ql(int64_t n, double* d, double* e, double* q, int64_t row) {
       while (m + 1 < n && std::fabs(e[m]) > eps * (std::fabs(d[m]) + std::fabs(d[m + 1]))) ++m;
       if (m == low) break;
       double g = (d[low + 1] - d[low]) / (2 * e[low]);
-      g = d[m] - d[low] + e[low] / (g + std::copysign(std::hypot(g, 1.0), g));
+      g = d[m] - d[low] + e[low] / (g + std::copysign(std::sqrt(g * g + 1), g));
       double s = 1, c = 1, p = 0, r = 0;
       int64_t i = m - 1;
       for (; i >= low; --i) {
         const double f = s * e[i], b = c * e[i];
-        e[i + 1] = r = std::hypot(f, g);
+        e[i + 1] = r = std::sqrt(f * f + g * g);  // T is scaled to one: no overflow
         if (r == 0) {
           d[i + 1] -= p;
           e[m] = 0;
@@ -195,9 +195,10 @@ struct Merge {
     // z anew, so that the computed roots are exact for it: z_i² = Π_j (λ_j − d_i) / Π_{j≠i} (d_j − d_i).
     for (int64_t j = 0; j < k; ++j) {
       const double* g = gaps + j * k;
-      for (int64_t i = 0; i < j; ++i) fresh[i] *= g[i] / (poles[i] - poles[j]);
+      simd<double>().scale_by_ratio(j, g, poles.data(), poles[j], fresh.data());
       fresh[j] *= g[j];
-      for (int64_t i = j + 1; i < k; ++i) fresh[i] *= g[i] / (poles[i] - poles[j]);
+      simd<double>().scale_by_ratio(k - j - 1, g + j + 1, poles.data() + j + 1, poles[j],
+                                    fresh.data() + j + 1);
     }
     for (int64_t i = 0; i < k; ++i) fresh[i] = std::copysign(std::sqrt(std::fabs(fresh[i])), z[stay[i]]);
 

@@ -21,6 +21,7 @@
 #include "cpu/core_tensor.h"
 #include "cpu/leading_vectors.h"
 #include "cpu/linalg.h"
+#include "cpu/mode_product.h"
 #include "cpu/problems.h"
 
 namespace tk {
@@ -30,6 +31,9 @@ constexpr int64_t small_window = 32;
 // Below this tolerance the rounding of a float64 Gram matrix (1e-16 of |C|² per eigenvalue) could change a
 // rank.
 constexpr double smallest_gram_tolerance = 1e-5;
+// Below this one the rounding of a float32 Gram matrix could; with given ranks the same part must have been
+// discarded.
+constexpr double smallest_single_tolerance = 1e-2;
 
 template <class T>
 struct Limits {
@@ -51,6 +55,7 @@ struct Truncation {
   int exponent = 0;
   double energy = 0, bound = 0;     // |C|² and what one mode may discard of it; bound < 0: fixed ranks
   bool finite = true, gram = true;  // gram: singular values may be squared
+  bool exact = true;                // the Gram matrices need float64 products
   int64_t d, tail;                  // modes; the first of the trailing modes that are done together
   int64_t rank[TK_MAX_MODES];
   std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape
@@ -69,7 +74,9 @@ struct Truncation {
     double length = norm(size(), core);
     finite = std::isfinite(length);
     if (!finite) return;
-    if (length > 0 && !(length > 1e-100 && length < 1e100)) {
+    // Squares must neither overflow nor underflow in T, also those of entries far below the largest.
+    const double limit = std::is_same_v<T, float> ? 1e8 : 1e100;
+    if (length > 0 && !(length > 1 / limit && length < limit)) {
       std::frexp(length, &exponent);
       scaled = std::make_unique<Buffer<T>>(size());
       for (int64_t i = 0; i < size(); ++i) (*scaled)[i] = static_cast<T>(std::ldexp(core[i], -exponent));
@@ -81,10 +88,12 @@ struct Truncation {
     if (tol < 0) {
       bound = -1;
       gram = std::is_same_v<T, float>;
+      exact = !gram;
       return;
     }
     bound = tol * tol * energy / (per_mode ? 1 : std::max<int64_t>(count, 1));
     gram = tol >= smallest_gram_tolerance;
+    exact = std::is_same_v<T, double> || tol < smallest_single_tolerance;
   }
 
   RankRule rule(int64_t mode) const {
@@ -103,34 +112,49 @@ struct Truncation {
     const int64_t end = group < tail ? group + 1 : d;
     if (!finite || std::none_of(p.truncated + group, p.truncated + end, [](int64_t f) { return f != 0; }))
       return;
-    const int64_t width = product(p.shape + group, p.shape + end),
-                  inner = product(p.shape + end, p.shape + d);
-    Buffer<double> whole(gram ? width * width : 1);
-    if (gram) mode_gram(core, product(p.shape, p.shape + group), width, inner, whole.data());
+    if (!gram) {
+      for (int64_t mode = group; mode < end; ++mode)
+        if (truncates(mode)) vectors_of_unfolding(mode);
+      return;
+    }
+    const double least = vectors_of_gram(group, end, exact);
+    // Ranks that were asked for may cut where only float64 products see anything.
+    if (!exact && bound < 0 && least < smallest_single_tolerance * smallest_single_tolerance * energy)
+      vectors_of_gram(group, end, true);
+  }
+
+  void vectors_of_unfolding(int64_t mode) {
+    const int64_t n = p.shape[mode], outer = product(p.shape, p.shape + mode), inner = size() / outer / n;
+    Buffer<double> unfolded(size()), rows(n * n);
+    unfold(core, outer, n, inner, unfolded.data());
+    store(mode, leading_singular_vectors(n, outer * inner, unfolded, rule(mode), rows), rows);
+  }
+
+  // Returns the least energy that one of the group's modes discards, among those that discard any.
+  double vectors_of_gram(int64_t group, int64_t end, bool in_float64) {
+    const int64_t width = product(p.shape + group, p.shape + end);
+    double least = energy, discarded;
+    Buffer<double> whole(width * width), own(width * width), rows(width * width);
+    mode_gram(core, product(p.shape, p.shape + group), width, product(p.shape + end, p.shape + d), in_float64,
+              whole);
     for (int64_t mode = group; mode < end; ++mode) {
       if (!truncates(mode)) continue;
-      const int64_t n = p.shape[mode], before = product(p.shape + group, p.shape + mode);
-      const int64_t after = product(p.shape + mode + 1, p.shape + end);
-      Buffer<double> rows(n * n);
-      if (gram && width == n) {
-        store(mode, leading_eigenvectors(n, whole, rule(mode), rows), rows);
-      } else if (gram) {
-        Buffer<double> own(n * n);
+      const int64_t n = p.shape[mode], after = product(p.shape + mode + 1, p.shape + end),
+                    before = width / after / n;
+      const double* matrix = whole;
+      if (width != n) {  // the partial trace over the other modes of the group
         std::fill_n(own.data(), n * n, 0.0);
         for (int64_t o = 0; o < before; ++o)
           for (int64_t i = 0; i < after; ++i)
             for (int64_t a = 0; a < n; ++a)
               for (int64_t b = 0; b < n; ++b)
                 own[a * n + b] += whole[((o * n + a) * after + i) * width + (o * n + b) * after + i];
-        store(mode, leading_eigenvectors(n, own, rule(mode), rows), rows);
-      } else {
-        const int64_t outer = product(p.shape, p.shape + mode),
-                      rest = product(p.shape + mode + 1, p.shape + d);
-        Buffer<double> unfolded(size());
-        unfold(core, outer, n, rest, unfolded.data());
-        store(mode, leading_singular_vectors(n, outer * rest, unfolded, rule(mode), rows), rows);
+        matrix = own;
       }
+      store(mode, leading_eigenvectors(n, matrix, rule(mode), rows, &discarded), rows);
+      if (rank[mode] < n) least = std::min(least, discarded);
     }
+    return least;
   }
 
   // The combined projection of a group, P_aᵀ ⊗ P_bᵀ …, rows × width; empty where nothing is truncated.
@@ -155,6 +179,10 @@ struct Truncation {
     return result;
   }
 
+  static void multiply_mode(const ModeProduct<T>& mode_product, const std::vector<T>& x, std::vector<T>& y) {
+    if (!mode_product.run(x.data(), y.data(), 1)) throw std::bad_alloc();
+  }
+
   // x ×_groups matrices, from `sizes` to the ranks or back; the result replaces x.
   void apply(std::vector<T>& x, bool expand) const {
     const int64_t count = groups();
@@ -176,8 +204,7 @@ struct Truncation {
       if (matrix.empty()) continue;
       const int64_t outer = product(from, from + g), inner = product(from + g + 1, from + count);
       std::vector<T> y(outer * rows * inner);
-      mode_product(x.data(), outer, n, inner, matrix.data(), rows, expand ? 1 : n, expand ? rows : 1,
-                   y.data());
+      multiply_mode({outer, n, inner, rows, matrix.data(), expand ? 1 : n, expand ? rows : 1}, x, y);
       x.swap(y);
       from[g] = rows;
     }
@@ -194,13 +221,13 @@ struct Truncation {
       unfold(small.data(), outer, old, inner, unfolded.data());
       if (gram) {
         Buffer<double> g(old * old);
-        mode_gram(small.data(), outer, old, inner, g.data());
+        mode_gram(small.data(), outer, old, inner, true, g.data());
         leading_eigenvectors(old, g, {-1, others, others}, rows);
       } else {
         leading_singular_vectors(old, others, unfolded, {-1, others, others}, rows);
       }
       std::vector<T> rotation(rows.data(), rows.data() + others * old), y(outer * others * inner);
-      mode_product(small.data(), outer, old, inner, rotation.data(), others, old, 1, y.data());
+      multiply_mode({outer, old, inner, others, rotation.data(), old, 1}, small, y);
       small.swap(y);
       auto rotated = std::make_unique<Buffer<T>>(others * n);
       multiply<T>(others, n, old, 1, rotation.data(), old, 1, *vectors[mode], n, 1, 0, *rotated, n);

@@ -35,7 +35,8 @@ int64_t choose_rank(int64_t n, const double* energy, int64_t count, double lost,
 
 }  // namespace
 
-int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows) {
+int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows,
+                             double* discarded) {
   Buffer<double> a(n * n), v(n * n), d(n), e(n), tau(n), values(n);
   std::copy_n(g, n * n, a.data());
   tridiagonalise(n, a, d, e, v, tau);
@@ -47,6 +48,7 @@ int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, d
       },
       values, rows);
   back_transform(rank, n, v, tau, rows);
+  if (discarded) *discarded = std::accumulate(values + rank, values + n, 0.0);
   return rank;
 }
 

@@ -14,7 +14,9 @@ struct RankRule {
 
 // Leading eigenvectors of a positive semidefinite n×n matrix G, as rows of `rows` (room for n); returns the
 // rank. Always orthonormal; where G has fewer eigenvalues than asked for, completed by unit vectors.
-int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows);
+// `discarded`, if not null, receives the sum of the other eigenvalues.
+int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows,
+                             double* discarded = nullptr);
 
 // The same for A Aᵀ with A (n×m) given, without squaring its singular values: for tolerances a Gram matrix
 // cannot see.

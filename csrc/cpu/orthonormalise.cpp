@@ -1,10 +1,12 @@
 // Block Gram-Schmidt with reorthogonalisation, and completion of an orthonormal basis.
 //
-// Rows are taken in panels of `width`. A panel is projected against the fixed rows and all rows kept before
-// (two products per projection), then orthonormalised inside by Gram-Schmidt in float64, each row twice. A
-// row that lost more than `safe` of its length carries rounding noise magnified by the loss, so its panel is
-// normalised and projected once more against everything ("twice is enough"); a row that is mostly noise is
-// dropped there. Blocking: a panel of 16 rows in float64, 64 KiB at n = 512, stays in the second-level cache.
+// Rows are first projected against the fixed ones and normalised. Then panels of 16 rows are projected
+// against all rows kept before (two products) and orthonormalised inside, row by row, in float64. A
+// projection that leaves less than 0.3 of some row is repeated ("twice is enough", Giraud, Langou, Rozložník
+// & van den Eshof 2005). What is left of the fixed rows in a new one, noise²_j = (1 + Σ_k c_jk² noise²_k) /
+// length_j² in units of rounding, grows with every loss and along chains of them; a panel where it passes 16
+// is projected once more against everything, and a row that proves to be mostly noise is dropped there.
+// Blocking: a panel of 16 rows in float64, 64 KiB at n = 512, stays in the second-level cache.
 // Numerics: products between panels in T; inside a panel and for norms float64. Deterministic: one thread,
 // fixed order. Rounding noise is of order u per projection, far below the dependence tolerance 16 √n u.
 #include <algorithm>
@@ -19,41 +21,61 @@ namespace tk {
 namespace {
 
 constexpr int64_t width = 16;
-constexpr double safe = 0.3;
+constexpr double safe = 0.3, noisy = 16;
 
-// w (rows×n) −= (w Fᵀ) F for the r orthonormal rows F.
+// w (rows×n) −= (w Fᵀ) F for the r orthonormal rows F, again if a row lost much. lengths[j] = ‖w_j‖ before
+// and after; where noise is given, inherited[j] = Σ_k c_jk² noise[k] for the coefficients c = w Fᵀ.
 template <class T>
 void project(int64_t n, const T* f, int64_t r, int64_t f_row, int64_t f_col, T* w, int64_t rows,
-             T* coefficients) {
+             T* coefficients, double* lengths, const double* noise = nullptr, double* inherited = nullptr) {
   if (r == 0 || rows == 0) return;
-  multiply<T>(rows, r, n, 1, w, n, 1, f, f_col, f_row, 0, coefficients, r);
-  multiply<T>(rows, n, r, -1, coefficients, r, 1, f, f_row, f_col, 1, w, n);
+  bool again = true;
+  for (int pass = 0; pass < 2 && again; ++pass) {
+    multiply<T>(rows, r, n, 1, w, n, 1, f, f_col, f_row, 0, coefficients, r);
+    multiply<T>(rows, n, r, -1, coefficients, r, 1, f, f_row, f_col, 1, w, n);
+    again = false;
+    for (int64_t j = 0; j < rows; ++j) {
+      const double length = norm(n, w + j * n);
+      again |= length < safe * lengths[j];
+      lengths[j] = length;
+      if (!noise || pass > 0) continue;
+      inherited[j] = 0;
+      for (int64_t k = 0; k < r; ++k)
+        inherited[j] += static_cast<double>(coefficients[j * r + k]) * coefficients[j * r + k] * noise[k];
+    }
+  }
 }
 
-// Gram-Schmidt inside a panel. Keeps rows with a remainder above `tolerance`, moved to the front; returns
-// their number and the smallest remainder among them.
-int64_t inside_panel(int64_t n, double* panel, int64_t rows, double tolerance, double& smallest) {
+// One panel of rows on its way through Gram-Schmidt.
+struct Panel {
+  double length[width];     // of each row; 1 when it entered
+  double inherited[width];  // noise² taken over from the rows it was projected against
+};
+
+// Gram-Schmidt inside a panel. Keeps rows with a remainder of more than floor[j], moved to the front together
+// with their floors; noise[k] becomes the noise² of kept row k, and their number is returned.
+int64_t inside_panel(int64_t n, double* rows_of, int64_t rows, const Panel& panel, double* floor,
+                     double* noise) {
   double s[width];
   int64_t kept = 0;
   const SimdTable<double>& v = simd<double>();
   for (int64_t j = 0; j < rows; ++j) {
-    double* w = panel + kept * n;
-    if (kept != j) std::copy_n(panel + j * n, n, w);
-    for (int pass = 0; pass < 2 && kept > 0; ++pass) {
-      v.gemv(kept, n, panel, n, w, s);
-      v.gemv_subtract(kept, n, panel, n, s, w);
+    double* w = rows_of + kept * n;
+    if (kept != j) std::copy_n(rows_of + j * n, n, w);
+    double length = panel.length[j], inherited = panel.inherited[j];
+    for (int pass = 0; pass < 3 && kept > 0; ++pass) {
+      v.gemv(kept, n, rows_of, n, w, s);
+      v.gemv_subtract(kept, n, rows_of, n, s, w);
+      if (pass == 0)
+        for (int64_t k = 0; k < kept; ++k) inherited += s[k] * s[k] * noise[k];
+      const double before = length;
+      length = norm(n, w);
+      if (length > 0.5 * before) break;
     }
-    const double length = norm(n, w);
-    if (!(length > tolerance)) continue;
+    if (!(length > floor[j])) continue;
     for (int64_t i = 0; i < n; ++i) w[i] /= length;
-    if (length < 0.5) {  // what two passes left along the rows before is of order u, now magnified
-      v.gemv(kept, n, panel, n, w, s);
-      v.gemv_subtract(kept, n, panel, n, s, w);
-      const double again = norm(n, w);
-      for (int64_t i = 0; i < n; ++i) w[i] /= again;
-    }
-    smallest = std::min(smallest, length);
-    ++kept;
+    noise[kept] = (1 + inherited) / (length * length);
+    floor[kept++] = floor[j];
   }
   return kept;
 }
@@ -64,26 +86,40 @@ template <class T>
 int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row, int64_t f_col, T* w,
                             int64_t count, double tolerance) {
   Buffer<T> coefficients(std::max(count, width) * std::max<int64_t>({r, count, 1}));
-  Buffer<double> panel(width * n);
-  project(n, fixed, r, f_row, f_col, w, count, coefficients.data());
-  project(n, fixed, r, f_row, f_col, w, count, coefficients.data());
+  Buffer<double> rows_of(width * n), lengths(count + 1), floors(count + 1), noise(count + width);
+  std::fill_n(lengths.data(), count, 1.0);
+  project(n, fixed, r, f_row, f_col, w, count, coefficients.data(), lengths.data());
+  int64_t live =
+      0;  // rows outside the span of the fixed ones, scaled to length one; their floors scale with them
+  for (int64_t j = 0; j < count; ++j) {
+    if (!(lengths[j] > tolerance)) continue;
+    const T scale = static_cast<T>(1 / lengths[j]);
+    for (int64_t i = 0; i < n; ++i) w[live * n + i] = w[j * n + i] * scale;
+    floors[live++] = tolerance / lengths[j];
+  }
   int64_t kept = 0;
-  for (int64_t begin = 0; begin < count; begin += width) {
-    int64_t rows = std::min(width, count - begin);
+  for (int64_t begin = 0; begin < live; begin += width) {
+    int64_t rows = std::min(width, live - begin);
+    double* floor = floors + begin;
     T* block = w + kept * n;
     if (kept != begin) std::copy_n(w + begin * n, rows * n, block);
-    project(n, w, kept, n, int64_t(1), block, rows, coefficients.data());
-    project(n, w, kept, n, int64_t(1), block, rows, coefficients.data());
-    std::copy_n(block, rows * n, panel.data());
-    double smallest = 1;
-    rows = inside_panel(n, panel, rows, tolerance, smallest);
-    std::copy_n(panel.data(), rows * n, block);
-    if (smallest < safe) {
-      project(n, fixed, r, f_row, f_col, block, rows, coefficients.data());
-      project(n, w, kept, n, int64_t(1), block, rows, coefficients.data());
-      std::copy_n(block, rows * n, panel.data());
-      rows = inside_panel(n, panel, rows, 0.5, smallest);
-      std::copy_n(panel.data(), rows * n, block);
+    Panel panel;
+    const auto against_kept = [&] {
+      project(n, w, kept, n, int64_t(1), block, rows, coefficients.data(), panel.length, noise.data(),
+              panel.inherited);
+      std::copy_n(block, rows * n, rows_of.data());
+      rows = inside_panel(n, rows_of, rows, panel, floor, noise + kept);
+      std::copy_n(rows_of.data(), rows * n, block);
+    };
+    std::fill_n(panel.length, width, 1.0);
+    std::fill_n(panel.inherited, width, 0.0);
+    against_kept();
+    if (std::any_of(noise + kept, noise + kept + rows, [](double x) { return x > noisy; })) {
+      std::fill_n(panel.length, width, 1.0);
+      std::fill_n(panel.inherited, width, 0.0);
+      project(n, fixed, r, f_row, f_col, block, rows, coefficients.data(), panel.length);
+      std::fill_n(floor, rows, 0.5);
+      against_kept();
     }
     kept += rows;
   }

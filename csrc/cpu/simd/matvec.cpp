@@ -1,5 +1,5 @@
-// Matrix-vector kernels: y = A x,  y −= Aᵀ s,  y = S x for a symmetric S of which the upper triangle is read, a
-// plane rotation of two vectors, a sum of squares, and the two sums of a secular equation.
+// Matrix-vector kernels: y = A x,  y −= Aᵀ s,  y = S x for a symmetric S of which the upper triangle is read,
+// a plane rotation of two vectors, a sum of squares, and the two sums of a secular equation.
 //
 // All of them stream over rows of unit stride, four rows at a time so that x and y are read once per four
 // rows. Numerics: sums in T (sum_squares in float64), split over the lanes of a vector; the order depends on
@@ -141,6 +141,15 @@ void secular(int64_t n, const T* poles, const T* weights, T shift, T* sums) {
 }
 
 template <class T>
+void scale_by_ratio(int64_t n, const T* gaps, const T* poles, T pole, T* x) {
+  using L = Lanes<T>;
+  int64_t j = 0;
+  for (; j + L::W <= n; j += L::W)
+    L::store(x + j, L::load(x + j) * (L::load(gaps + j) / (L::load(poles + j) - pole)));
+  for (; j < n; ++j) x[j] *= gaps[j] / (poles[j] - pole);
+}
+
+template <class T>
 void rotate(int64_t n, T* x, T* y, T c, T s) {
   using L = Lanes<T>;
   int64_t j = 0;
@@ -162,6 +171,7 @@ void rotate(int64_t n, T* x, T* y, T c, T s) {
   template void gemv_subtract<T>(int64_t, int64_t, const T*, int64_t, const T*, T*); \
   template void symv<T>(int64_t, const T*, int64_t, const T*, T*);                   \
   template void secular<T>(int64_t, const T*, const T*, T, T*);                      \
+  template void scale_by_ratio<T>(int64_t, const T*, const T*, T, T*);               \
   template void rotate<T>(int64_t, T*, T*, T, T);
 TK_INSTANTIATE(float)
 TK_INSTANTIATE(double)

@@ -43,9 +43,12 @@ struct SimdTable {
   double (*sum_squares)(int64_t n, const T* x);
   void (*gemv)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* x, T* y);           // y = A x
   void (*gemv_subtract)(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, T* y);  // y −= Aᵀ s
-  void (*symv)(int64_t n, const T* a, int64_t a_row, const T* x, T* y);  // y = A x, A symmetric, upper triangle read
+  void (*symv)(int64_t n, const T* a, int64_t a_row, const T* x,
+               T* y);  // y = A x, A symmetric, upper triangle read
   // sums[0] = Σ weights[j] / (poles[j] − shift), sums[1] = its derivative by shift.
   void (*secular)(int64_t n, const T* poles, const T* weights, T shift, T* sums);
+  // x[j] *= gaps[j] / (poles[j] − pole)
+  void (*scale_by_ratio)(int64_t n, const T* gaps, const T* poles, T pole, T* x);
   void (*rotate)(int64_t n, T* x, T* y, T c, T s);  // x, y = cx − sy, sx + cy
   const TuckerConvKernels<T>* tucker_conv;
 };
