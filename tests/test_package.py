@@ -101,6 +101,17 @@ def test_versions_agree():
     assert f"project(tucker_kernels VERSION {tk.__version__} " in (ROOT / "CMakeLists.txt").read_text()
 
 
+def test_every_package_is_listed():
+    """Otherwise it works from the working tree and is missing from the wheel."""
+    (listed,) = re.findall(r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    found = {
+        str(file.parent.relative_to(base)).replace(os.sep, ".")
+        for base, top in ((ROOT, "tucker_kernels"), (ROOT / "python", "tdlrt"))
+        for file in (base / top).rglob("__init__.py")
+    }
+    assert set(re.findall('"(.*?)"', listed)) == found
+
+
 # ---- building ----------------------------------------------------------------------------------------------
 
 
