@@ -6,7 +6,10 @@
 #include "cuda/operators.h"
 #include "kernels/column_norms.cuh"
 #include "kernels/core_step.cuh"
+#include "kernels/gram.cuh"
 #include "kernels/grouped_gemm.cuh"
+#include "kernels/jacobi_svd.cuh"
+#include "kernels/semidefinite_cholesky.cuh"
 #include "kernels/truncation_error.cuh"
 
 namespace tk {
@@ -44,7 +47,7 @@ struct Start {
     if (launch.shared > 48 * 1024 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                           static_cast<int>(launch.shared)) != cudaSuccess)
       return TK_CUDA_ERROR;
-    TK_LAUNCH(kernel, dim3(launch.grid), dim3(launch.block), launch.shared, stream,
+    TK_LAUNCH(kernel, dim3(launch.grid), dim3(TK_THREADS(launch.block)), launch.shared, stream,
               reinterpret_cast<const Problem*>(table));
     return TK_OK;
   }
@@ -57,6 +60,14 @@ tk_status start(const Start& start) {
       return start.tiles(grouped_gemm<T>);
     case Kernel::column_norms:
       return start.tiles(column_norms<T>);
+    case Kernel::gram:
+      return start.tiles(gram<T>);
+    case Kernel::gram_reduce:
+      return start.tiles(gram_reduce<T>);
+    case Kernel::semidefinite_cholesky:
+      return start.blocks(semidefinite_cholesky<T>);
+    case Kernel::jacobi_svd:
+      return start.blocks(jacobi_svd<T>);
     case Kernel::core_step:
       return start.tiles(core_step<T>);
     case Kernel::truncation_error:

@@ -77,8 +77,7 @@ void launch_kernel(void (*kernel)(Parameters...), const char* name, dim3 grid, d
 #define __ballot_sync(mask, p) emu::ballot(TK_EMU_HERE("__ballot_sync"), (mask), (p) != 0)
 #define __any_sync(mask, p) (emu::ballot(TK_EMU_HERE("__any_sync"), (mask), (p) != 0) != 0)
 #define __all_sync(mask, p) (emu::ballot(TK_EMU_HERE("__all_sync"), (mask), (p) == 0) == 0)
-// What a tensor-core instruction does with the lanes' registers is written with this (kernels/warp.cuh).
-#define TK_EMU_GATHER(value, values) emu::gather(TK_EMU_HERE("mma"), (value), (values))
+#define TK_EMU_MMA_F64(c, a, b) emu::mma_f64(TK_EMU_HERE("mma"), (c), (a), (b))  // kernels/warp.cuh
 #define __trap() emu::fail(TK_EMU_HERE("__trap"), "the kernel called __trap()")
 
 namespace emu {
@@ -128,9 +127,9 @@ inline unsigned ballot(const char* where, unsigned mask, int predicate) {
   return votes;
 }
 
-template <class T>
-void gather(const char* where, const T& value, T (&values)[32]) {
-  WarpCall call{WarpOperation::gather, where, &value, values, sizeof(T), 0};
+inline void mma_f64(const char* where, double (&c)[2], double a, double b) {
+  const double operands[2] = {a, b};
+  WarpCall call{WarpOperation::mma_f64, where, operands, c, sizeof operands, 0};
   warp_call(0xffffffffu, call);
 }
 

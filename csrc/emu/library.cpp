@@ -1,6 +1,9 @@
 // The device code as a shared library for tests (loaded by tests/emu/emulator.py): every kernel by name, on
 // host memory, and the CUDA functions of tucker_kernels.h, whose launch plans and launch.cu run here as they
 // do on a GPU. Launches report through tk_emu_take_error.
+#include <cstring>
+#include <string>
+
 #define TK_CUDA_ARCHITECTURES "the host"
 #include "cuda/launch.cu"
 #include "emu/sample.cuh"
@@ -18,6 +21,30 @@ TK_EXPORT const char* tk_emu_sanitizer() {
 #endif
 }
 TK_EXPORT void tk_emu_set_thread_order(unsigned seed) { emu::set_thread_order(seed); }
+
+// One launch of one kernel on a table as it stands; `work` is the number of tiles of a persistent grid.
+TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* table, int count, int work,
+                            int grid, int block, int64_t shared) {
+  for (int i = 0; std::strcmp(tk::kernel_name(tk::Kernel(i)), "unknown"); ++i) {
+    if (std::strcmp(tk::kernel_name(tk::Kernel(i)), kernel)) continue;
+    const tk::Launch launch{tk::Kernel(i), 0, count, work, grid, block, shared};
+    const tk::Start start{launch, static_cast<const char*>(table), nullptr};
+    return dtype == TK_FLOAT64 ? tk::start<double>(start) : tk::start<float>(start);
+  }
+  return TK_INVALID_ARGUMENT;
+}
+
+// The size of a problem, so that the Python side can tell that it knows the layout.
+TK_EXPORT int64_t tk_emu_problem_bytes(const char* kernel, tk_dtype dtype) {
+  const std::string name = kernel;
+  const bool wide = dtype == TK_FLOAT64;
+  if (name == "gram") return wide ? sizeof(tk::GramProblem<double>) : sizeof(tk::GramProblem<float>);
+  if (name == "semidefinite_cholesky")
+    return wide ? sizeof(tk::CholeskyProblem<double>) : sizeof(tk::CholeskyProblem<float>);
+  if (name == "jacobi_svd")
+    return wide ? sizeof(tk::JacobiProblem<double>) : sizeof(tk::JacobiProblem<float>);
+  return -1;
+}
 
 namespace {
 

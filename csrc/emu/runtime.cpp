@@ -53,10 +53,17 @@ struct Warp {
 };
 
 // memcpy and memset would be intercepted by ThreadSanitizer also from here.
+template <class Word>
+void copy_words(void* to, const void* from, size_t count) {
+  auto* t = static_cast<volatile Word*>(to);
+  auto* f = static_cast<const volatile Word*>(from);
+  for (size_t i = 0; i < count; ++i) t[i] = f[i];
+}
 void copy(void* to, const void* from, size_t bytes) {
-  auto* t = static_cast<volatile char*>(to);
-  auto* f = static_cast<const volatile char*>(from);
-  for (size_t i = 0; i < bytes; ++i) t[i] = f[i];
+  if (bytes % 8 == 0)
+    copy_words<uint64_t>(to, from, bytes / 8);
+  else
+    copy_words<uint32_t>(to, from, bytes / 4);
 }
 void fill(void* to, unsigned char byte, size_t bytes) {
   auto* t = static_cast<volatile unsigned char*>(to);
@@ -229,11 +236,19 @@ void complete(Group& group) {
         copy(call.out, &votes, sizeof votes);
         break;
       }
-      case WarpOperation::gather:
-        for (unsigned l = 0; l < warp_size; ++l)
-          if (group.mask >> l & 1)
-            copy(static_cast<char*>(call.out) + l * call.bytes, group.calls[l]->in, call.bytes);
+      case WarpOperation::mma_f64: {  // mma.sync.m8n8k4: lane l has a[l/4][l%4], b[l%4][l/4],
+                                      // c[l/4][2(l%4)+{0,1}]
+        const auto value = [&](unsigned l, int operand) {
+          double x;
+          copy(&x, static_cast<const double*>(group.calls[l]->in) + operand, sizeof x);
+          return x;
+        };
+        for (unsigned v = 0; v < 2; ++v)
+          for (unsigned k = 0; k < 4; ++k)
+            static_cast<double*>(call.out)[v] +=
+                value(lane / 4 * 4 + k, 0) * value((2 * (lane % 4) + v) * 4 + k, 1);
         break;
+      }
     }
   }
 }

@@ -32,12 +32,12 @@ void* static_shared(const void* site, size_t bytes);
 unsigned char* dynamic_shared();
 
 // ---- Warp ------------------------------------------------------------------------------------------------
-enum class WarpOperation { sync, shuffle, ballot, gather };
+enum class WarpOperation { sync, shuffle, ballot, mma_f64 };
 struct WarpCall {
   WarpOperation operation;
   const char* where;
   const void* in;  // this lane's value, `bytes` long
-  void* out;       // shuffle: the value of lane `source`; ballot: unsigned; gather: the 32 lanes' values
+  void* out;       // shuffle: the value of lane `source`; ballot: unsigned; mma_f64: double[2], added to
   size_t bytes;
   unsigned source;
 };

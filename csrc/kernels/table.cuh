@@ -13,13 +13,15 @@
 
 namespace tk {
 
-// The problem that tile t of a persistent grid belongs to: the last with first_tile <= t.
+// The problem that tile t of a persistent grid belongs to: the last with first_tile (or another prefix sum)
+// <= t.
 template <class Problem>
-__device__ __forceinline__ int problem_of_tile(const Problem* problems, int count, int tile) {
+__device__ __forceinline__ int problem_of_tile(const Problem* problems, int count, int tile,
+                                               int32_t Problem::* first = &Problem::first_tile) {
   int low = 0, high = count - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (problems[middle].first_tile <= tile)
+    if (problems[middle].*first <= tile)
       low = middle;
     else
       high = middle - 1;

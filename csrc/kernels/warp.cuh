@@ -23,11 +23,7 @@ __device__ __forceinline__ void mma_8x8x4(double (&c)[2], double a, double b) {
                : "+d"(c[0]), "+d"(c[1])
                : "d"(a), "d"(b));
 #else
-  double2 all[32];
-  TK_EMU_GATHER(make_double2(a, b), all);
-  const int lane = threadIdx.x % 32;
-  for (int k = 0; k < 4; ++k)
-    for (int v = 0; v < 2; ++v) c[v] += all[lane / 4 * 4 + k].x * all[(2 * (lane % 4) + v) * 4 + k].y;
+  TK_EMU_MMA_F64(c, a, b);
 #endif
 }
 

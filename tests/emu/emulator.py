@@ -30,6 +30,7 @@ def library():
     lib = ctypes.CDLL(str(library_path()))
     lib.tk_emu_take_error.restype = ctypes.c_char_p
     lib.tk_emu_sanitizer.restype = ctypes.c_char_p
+    lib.tk_emu_problem_bytes.restype = ctypes.c_int64
     return lib
 
 
@@ -51,6 +52,48 @@ def check():
 
 def pointer(array):
     return None if array is None else array.ctypes.data_as(ctypes.c_void_p)
+
+
+# csrc/kernels/problems.h, field by field: p pointer, i int32, l int64, d double.
+PROBLEMS = {
+    "gram": "p:a p:gram p:partial p:flag l:row l:col l:col_outer i:size i:depth i:inner i:splits i:split_depth "
+    "i:first_tile i:first_reduce",
+    "semidefinite_cholesky": "p:gram p:work p:inverse p:factor p:trace p:rank p:flag d:tolerance d:relative "
+    "d:shift i:size i:sort i:pack",
+    "jacobi_svd": "p:factor p:basis p:sigma p:work p:trace p:rank p:flag d:bound d:shift d:tolerance i:size i:sweeps "
+    "i:min_rank i:max_rank",
+}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "d": ctypes.c_double}
+_DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
+
+
+@functools.cache
+def problem_type(table):
+    fields = [field.split(":") for field in PROBLEMS[table].split()]
+    struct = type(table, (ctypes.Structure,), {"_fields_": [(name, _TYPES[kind]) for kind, name in fields]})
+    for dtype in (0, 1):
+        assert library().tk_emu_problem_bytes(table.encode(), dtype) == ctypes.sizeof(struct), "problems.h changed"
+    return struct
+
+
+def problem(**fields):
+    return fields
+
+
+def launch(kernel, dtype, problems, work=0, grid=None, block=128, shared=0, table=None):
+    """One launch over a list of problems; arrays go by address, fields that are left out are 0."""
+    struct = problem_type(table or kernel)
+    rows = (struct * len(problems))()
+    for row, problem in zip(rows, problems):
+        for name, value in problem.items():
+            setattr(row, name, value.ctypes.data if isinstance(value, np.ndarray) else value)
+    grid = len(problems) if grid is None else grid
+    shared = ctypes.c_int64(shared)
+    status = library().tk_emu_launch(
+        kernel.encode(), _DTYPES[np.dtype(dtype)], ctypes.byref(rows), len(problems), work, grid, block, shared
+    )
+    check()
+    assert status == 0, f"launching {kernel} gave status {status}"
 
 
 MISTAKES = (

@@ -1,0 +1,149 @@
+"""The device kernel `jacobi_svd` against a float64 SVD, in all thread orders.
+
+Singular values are off by at most a small multiple of n u σ_1, n being the rotations a column sees in a sweep; so is
+the orthogonality of vectors whose values are not tiny. The rank is the smallest that keeps the tail within the bound,
+as the float64 SVD says.
+"""
+
+import numpy as np
+import pytest
+
+from emu import emulator
+
+THREADS = 1024
+
+
+def run(
+    factors, dtype=np.float32, sweeps=15, bound=0.0, ranks=(0, 10**6), shift=0.0, traces=None, flags=None, far=False
+):
+    """basis, sigma and rank of every matrix, in one launch."""
+    rows, found, size = [], [], np.dtype(dtype).itemsize
+    for i, a in enumerate(factors):
+        n = len(a)
+        factor = np.array(a.T, dtype, order="C")  # column-major
+        basis, sigma, rank = np.full((n, n), np.nan, dtype), np.full(n, np.nan, dtype), np.full(1, -7)
+        trace = np.array([np.sum(a.astype(np.float64) ** 2) if traces is None else traces[i]])
+        flag = np.array([0 if flags is None else flags[i]], np.int32)
+        work = np.full(n * n + 2 * n, np.nan, dtype) if far else None
+        row = emulator.problem(factor=factor, basis=basis, sigma=sigma, work=work, trace=trace, rank=rank, flag=flag)
+        row |= emulator.problem(bound=bound, shift=shift, tolerance=8 * np.finfo(dtype).eps, size=n, sweeps=sweeps)
+        rows.append(row | emulator.problem(min_rank=ranks[0], max_rank=ranks[1]))
+        found.append((basis, sigma, rank))
+    shared = 0 if far else max((len(a) ** 2 + 2 * len(a)) * size + len(a) * 8 for a in factors)
+    emulator.launch("jacobi_svd", dtype, rows, block=THREADS, shared=shared)
+    return [(basis, sigma, int(rank[0])) for basis, sigma, rank in found]
+
+
+def cholesky_factor(n, singular_values, seed=0):
+    """The Cholesky factor, sorted by its diagonal, of a matrix with these singular values."""
+    rng = np.random.default_rng(seed)
+    u, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    r = np.linalg.qr((u * singular_values) @ np.linalg.qr(rng.standard_normal((n, n)))[0].T, mode="r")
+    return r.T
+
+
+def assert_svd(a, basis, sigma, dtype):
+    n = len(a)
+    eps = np.finfo(dtype).eps
+    expected = np.linalg.svd(a.astype(dtype).astype(np.float64), compute_uv=False)
+    assert np.abs(sigma - expected).max() <= (n + 4) * eps * expected[0]
+    big = expected > 1e-3 * expected[0]
+    u = basis.astype(np.float64)[:, big]
+    assert np.abs(u.T @ u - np.eye(u.shape[1])).max() <= 40 * eps
+    back = u.T @ a.astype(np.float64)
+    assert np.abs(np.linalg.norm(back, axis=1) - expected[big]).max() <= 2 * (n + 4) * eps * expected[0]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("order", emulator.ORDERS)
+@pytest.mark.parametrize(("dtype", "far"), [(np.float32, False), (np.float32, True), (np.float64, False)])
+def test_sizes_in_one_launch(order, dtype, far):
+    emulator.set_thread_order(order)
+    factors = [cholesky_factor(n, np.logspace(0, -2, n), seed=n) for n in (1, 2, 7, 16, 25)]
+    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, far=far)):
+        assert rank == len(a)
+        assert_svd(a, basis, sigma, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "n"), [(np.float32, 263), (np.float64, 150)])
+def test_rows_beyond_the_registers(dtype, n):
+    """A rotation keeps A Aᵀ, also the rows that a lane does not hold in registers."""
+    a = cholesky_factor(n, np.linspace(1, 0.5, n))
+    ((basis, sigma, rank),) = run([a], dtype, far=True, sweeps=1)
+    assert rank == n
+    rotated = basis.astype(np.float64) * sigma
+    assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("bound", [0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0])
+def test_rank_is_the_smallest_within_the_bound(bound):
+    n = 24
+    values = np.logspace(0, -5, n)
+    a = cholesky_factor(n, values)
+    tails = np.append(np.cumsum(values[::-1] ** 2)[::-1], 0)
+    wanted = int(np.argmax(tails <= bound * tails[0]))
+    ((basis, _, rank),) = run([a], bound=bound)
+    assert rank == wanted
+    assert not basis[:, rank:].any()
+    ((_, _, rank),) = run([a], bound=bound, ranks=(5, 9))
+    assert rank == min(max(wanted, 5), 9)
+
+
+def test_negative_bound_takes_the_largest_rank():
+    a = cholesky_factor(12, np.logspace(0, -6, 12))
+    ((basis, _, rank),) = run([a], bound=-1.0, ranks=(0, 7))
+    assert rank == 7
+    assert np.array_equal(np.flatnonzero(basis.any(0)), np.arange(7))
+
+
+@pytest.mark.parametrize("sweeps", [0, 1, 2])
+def test_bound_holds_however_few_sweeps(sweeps):
+    n, bound = 20, 1e-3
+    a = cholesky_factor(n, np.logspace(0, -4, n), seed=3)
+    ((basis, _, rank),) = run([a], sweeps=sweeps, bound=bound)
+    kept, _ = np.linalg.qr(basis[:, :rank].astype(np.float64))
+    lost = np.sum((a - kept @ (kept.T @ a)) ** 2)
+    assert lost <= bound * np.sum(a**2) * (1 + 1e-5)
+
+
+def test_scale_does_not_matter():
+    a = cholesky_factor(10, np.logspace(0, -2, 10))
+    plain, tiny, huge = (run([a * scale], bound=1e-3)[0] for scale in (1.0, 1e-25, 1e25))
+    for basis, sigma, rank in (tiny, huge):
+        assert rank == plain[2]
+        assert np.abs(basis - plain[0]).max() <= 1e-4
+        assert np.allclose(sigma / sigma[0], plain[1] / plain[1][0], rtol=0, atol=1e-5)
+
+
+def test_ties_zero_and_flagged():
+    n = 6
+    equal, zero, flagged = run(
+        [2 * np.eye(n), np.eye(n), np.full((n, n), np.nan)],
+        bound=0.4,
+        ranks=(1, n),
+        traces=[4.0 * n, 0.0, np.nan],
+        flags=[0, 0, 1],
+    )
+    assert np.array_equal(equal[0], np.eye(n)[:, :] * (np.arange(n) < equal[2])), "equal columns stay in order"
+    assert equal[2] == 4, "two of six equal energies fit in 0.4"
+    assert np.array_equal(zero[0], np.eye(n) * (np.arange(n) < 1)), "a zero matrix keeps the least rank"
+    assert not zero[1].any()
+    assert np.array_equal(flagged[0], np.eye(n))
+    assert np.isnan(flagged[1]).all()
+    assert flagged[2] == n
+
+
+def test_shift_is_taken_off_the_energies():
+    n, shift = 10, 1e-6
+    values = np.where(np.arange(n) < 4, 1.0, 0.0)
+    gram = np.diag(values**2) + shift * 4 * np.eye(n)
+    ((_, sigma, rank),) = run([np.linalg.cholesky(gram)], shift=shift, traces=[4.0], bound=1e-10)
+    assert rank == 4
+    assert np.allclose(sigma, values, atol=1e-3)
+
+
+def test_the_oracle_sees_a_swapped_column():
+    a = cholesky_factor(8, np.logspace(0, -2, 8))
+    ((basis, sigma, _),) = run([a])
+    with pytest.raises(AssertionError):
+        assert_svd(a, basis[:, [1, 0, *range(2, 8)]], sigma, np.float32)
