@@ -1,0 +1,114 @@
+"""Options of the `tdlrt` command: how their texts are read, and what is said of a wrong one."""
+
+import math
+
+import torch
+import typer
+
+from tdlrt.train import RECIPES
+
+WHAT, RANKS, STEPS, RUN = "Data and network", "Ranks", "Training", "Run"
+
+
+def option(help, panel, parser=None, metavar=None, name=None, default=None, by_data=None):
+    """A typer option. `default`: what the help says of one that is not a constant; `by_data`: its key in RECIPES."""
+    if by_data is not None:
+        default = ", ".join(f"{data} {recipe[by_data]}" for data, recipe in RECIPES.items())
+    if default is not None:
+        help += f" [dim]\\[default: {default}][/dim]"
+    own = {} if parser is None else {"parser": parser, "metavar": metavar or parser.metavar}
+    if parser is None and metavar is not None:
+        own["metavar"] = metavar
+    names = [] if name is None else [name]
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default is None, **own)
+
+
+def parser(metavar):
+    """Gives a function from text to value the name of its value in the help."""
+
+    def mark(function):
+        function.metavar = metavar
+        return function
+
+    return mark
+
+
+def refuse(text, allowed):
+    raise typer.BadParameter(f"{text!r} is not allowed; allowed are {allowed}.")
+
+
+def one_of(names):
+    @parser("|".join(names))
+    def read(text):
+        return text if text in names else refuse(text, ", ".join(names))
+
+    return read
+
+
+def at_least(least):
+    @parser("INTEGER")
+    def read(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        return value if value >= least else refuse(text, f"integers from {least} on")
+
+    return read
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+@parser("NUMBER")
+def positive(text):
+    value = _number(text)
+    return value if 0 < value < math.inf else refuse(text, "numbers above 0")
+
+
+@parser("NUMBER")
+def not_negative(text):
+    value = _number(text)
+    return value if 0 <= value < math.inf else refuse(text, "numbers from 0 on")
+
+
+@parser("NUMBER")
+def below_one(text):
+    value = _number(text)
+    return value if 0 <= value < 1 else refuse(text, "numbers from 0 to below 1")
+
+
+@parser("NUMBER|none")
+def tolerance(text):
+    if text == "none":
+        return None
+    value = _number(text)
+    return value if 0 <= value < 1 else refuse(text, "none (ranks stay fixed) and numbers from 0 to below 1")
+
+
+@parser("INTEGER|FRACTION|full")
+def rank(text):
+    if text == "full":
+        return None
+    value = _number(text)
+    if value >= 1 and value == int(value) and "." not in text:
+        return int(value)
+    return value if 0 < value < 1 else refuse(text, "full, fractions between 0 and 1, and integers from 1 on")
+
+
+@parser("cpu|cuda|cuda:N")
+def device(text):
+    try:
+        found = torch.device(text)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        refuse(text, "cpu, cuda and cuda:N")
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise typer.BadParameter(f"{text!r} is not there; torch sees {count} CUDA devices.")
+    return text

@@ -1,0 +1,197 @@
+"""The `tdlrt` command as a user meets it: what it prints, what it writes, and one sentence for everything wrong."""
+
+import builtins
+import gzip
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tdlrt import checkpoint, cli, models
+
+QUICK = ["--epochs", "1", "--batch-size", "256", "--rank", "12", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error)"""
+    capsys.readouterr()
+    status = cli.main([str(a) for a in arguments])
+    return status, *capsys.readouterr()
+
+
+def refused(capsys, *arguments, status=2):
+    """The one sentence of an error, checked to be one: no traceback, no second line."""
+    found, out, err = run(capsys, *arguments)
+    assert found == status, err
+    assert err.startswith("tdlrt: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in out + err
+    return err
+
+
+@pytest.fixture
+def trained(capsys, tmp_path):
+    status, out, _ = run(capsys, "train", *QUICK, "--out", "run")
+    assert status == 0
+    return tmp_path / "run", out
+
+
+def test_train_says_where_everything_is(trained):
+    folder, out = trained
+    for name in ("checkpoint.pt", "metrics.jsonl", "summary.json", "ranks.png"):
+        assert (folder / name).exists()
+        assert f"run/{name}" in out
+    assert "test accuracy" in out
+    assert "compression" in out
+
+
+def test_quiet_prints_nothing(capsys):
+    assert run(capsys, "train", *QUICK, "--out", "run", "--quiet") == (0, "", "")
+
+
+def test_help_shows_every_default(capsys):
+    _, out, _ = run(capsys, "train", "--help")
+    for text in ("--tol", "--rank", "--modes", "--integrator", "--resume", "digits", "one_pass", "channels", "float32"):
+        assert text in out
+    words = out.replace("│", " ").split()
+    assert words.count("[default:") + words.count("\\[default:") >= 15
+
+
+def test_a_finished_run_is_not_overwritten(capsys, trained):
+    folder, _ = trained
+    before = (folder / "checkpoint.pt").read_bytes()
+    assert "--resume" in refused(capsys, "train", *QUICK, "--out", "run")
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    assert run(capsys, "train", *QUICK, "--seed", "3", "--out", "run", "--overwrite", "--quiet")[0] == 0
+    assert json.loads((folder / "summary.json").read_text())["seed"] == 3
+
+
+def test_resume_continues_and_refuses_other_settings(capsys, trained):
+    folder, _ = trained
+    assert "--lr" in refused(capsys, "train", "--resume", "--out", "run", "--lr", "0.3")
+    assert "--epochs" in refused(capsys, "train", "--resume", "--out", "run", "--epochs", "0")
+    assert run(capsys, "train", "--resume", "--out", "run", "--epochs", "2", "--quiet")[0] == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert "does not exist" in refused(capsys, "train", "--resume", "--out", "elsewhere", status=1)
+
+
+def test_info(capsys, trained):
+    status, out, _ = run(capsys, "info", "run")
+    assert status == 0
+    for text in ("conv2", "50×20×5×5", "fc1", "whole network", "lenet5 on digits"):
+        assert text in out
+    status, out, _ = run(capsys, "info", "run/checkpoint.pt", "--json")
+    found = json.loads(out)
+    model = checkpoint.network(checkpoint.load("run"))
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert [layer["ranks"] for layer in found["layers"]][0] == list(model.conv2.ranks[:2])
+
+
+def test_export_runs_without_tdlrt(capsys, trained):
+    folder, _ = trained
+    assert run(capsys, "export", "run")[0] == 0
+    pixels = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.save(pixels, "pixels.pt")
+    program = (
+        "import sys, torch\n"
+        "loaded = torch.export.load('run/model.pt2').module()\n"
+        "torch.save(loaded(torch.load('pixels.pt')), 'logits.pt')\n"
+        "assert not any(m.split('.')[0] in ('tdlrt', 'tucker_kernels') for m in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    expected = checkpoint.network(checkpoint.load(folder))(pixels)
+    assert torch.allclose(torch.load("logits.pt"), expected, atol=1e-5)
+    assert "--overwrite" in refused(capsys, "export", "run")
+
+
+def test_compress_a_dense_run(capsys):
+    assert run(capsys, "train", *QUICK, "--epochs", "3", "--dense", "--out", "dense", "--quiet")[0] == 0
+    status, out, _ = run(capsys, "compress", "dense", "--out", "small", "--tol", "0.5", "--epochs", "4")
+    assert status == 0
+    assert "before" in out
+    model = checkpoint.network(checkpoint.load("small"))
+    dense = checkpoint.network(checkpoint.load("dense"))
+    for name in ("conv2", "fc1"):
+        error = (getattr(model, name).weight - getattr(dense, name).weight).norm() / getattr(dense, name).weight.norm()
+        assert 0.01 < error <= 0.5
+    assert run(capsys, "train", "--resume", "--out", "small", "--quiet")[0] == 0
+    assert "factorised already" in refused(capsys, "compress", "small", "--out", "other", status=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "imagenet"], ("--data", "imagenet", "digits, mnist, cifar10")),
+        (["--tol", "1.5"], ("--tol", "1.5", "below 1")),
+        (["--rank", "0"], ("--rank", "'0'", "integers from 1")),
+        (["--rank", "2.5"], ("--rank", "2.5")),
+        (["--epochs", "many"], ("--epochs", "many", "integers from 1")),
+        (["--lr", "-1"], ("--lr", "-1", "above 0")),
+        (["--modes", "window"], ("--modes", "window", "channels, all")),
+        (["--integrator", "rk4"], ("--integrator", "rk4", "one_pass")),
+        (["--dtype", "float16"], ("--dtype", "float16", "float64")),
+        (["--device", "tpu"], ("--device", "tpu", "cpu")),
+        (["--device", "cuda:7"], ("--device", "cuda:7", "CUDA devices")),
+        (["--data", "mnist"], ("--data-dir", "mnist")),
+        (["--data", "digits", "--model", "vgg16"], ("--model", "vgg16", "32×32")),
+        (["--nonsense"], ("--nonsense",)),
+        (["--resume", "--overwrite"], ("--overwrite", "--resume")),
+    ],
+)
+def test_bad_options_are_one_sentence(capsys, arguments, words):
+    message = refused(capsys, "train", *arguments)
+    for word in words:
+        assert word in message
+
+
+def test_bad_files_are_one_sentence(capsys, tmp_path):
+    folder = tmp_path / "mnist"
+    assert "mnist does not exist" in refused(capsys, "train", "--data", "mnist", "--data-dir", folder, status=1)
+    folder.mkdir()
+    assert "train-images-idx3-ubyte.gz" in refused(capsys, "train", "--data", "mnist", "--data-dir", folder, status=1)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03")[:-3])
+    assert "truncated" in refused(capsys, "train", "--data", "mnist", "--data-dir", folder, status=1)
+    assert "does not exist" in refused(capsys, "info", "nowhere", status=1)
+    (tmp_path / "noise.pt").write_bytes(b"noise")
+    for command in (["info"], ["export"], ["compress", "--out", "x"]):
+        assert "noise.pt" in refused(capsys, command[0], "noise.pt", *command[1:], status=1)
+
+
+def test_a_diverging_run_says_so(capsys):
+    message = refused(capsys, "train", *QUICK, "--lr", "1e20", "--schedule", "constant", "--out", "run", status=1)
+    assert "diverged" in message
+    assert "--lr" in message
+    checkpoint.load("run")  # the first checkpoint is there and readable
+
+
+def test_without_the_extra_the_command_says_what_to_install(capsys, monkeypatch):
+    real = builtins.__import__
+
+    def without_typer(name, *rest):
+        if name.split(".")[0] == "typer":
+            raise ModuleNotFoundError("No module named 'typer'", name="typer")
+        return real(name, *rest)
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "typer" or n in ("tdlrt.commands", "tdlrt.options")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("tdlrt.commands", raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_typer)
+    assert "pip install 'tucker-kernels[train]'" in refused(capsys, "train", status=1)
+
+
+def test_every_model_builds_and_runs():
+    for name, size in (("lenet5", 28), ("vgg16", 32), ("resnet18", 32)):
+        model = models.build(name, (3, size, size), 10, [0.5] * 3, [0.2] * 3)
+        assert model(torch.rand(2, 3, size, size)).shape == (2, 10)
+    lenet = models.build("lenet5", (1, 28, 28), 10, [0.1], [0.3])
+    assert sum(p.numel() for p in lenet.parameters()) == 431_080  # Caffe's LeNet5
