@@ -94,7 +94,7 @@ def test_info(capsys, trained):
     found = json.loads(out)
     model = checkpoint.network(checkpoint.load("run"))
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
-    assert [layer["ranks"] for layer in found["layers"]][0] == list(model.conv2.ranks[:2])
+    assert found["layers"][0]["ranks"] == list(model.conv2.ranks[:2])
 
 
 def test_export_runs_without_tdlrt(capsys, trained):

@@ -33,13 +33,15 @@ def draw_ranks(path, steps, layers, history, metrics, title):
         _panel(axis, name, shape, modes, ranks)
         twin = _accuracy(axis, metrics)
         twin.tick_params(labelright=index % columns == columns - 1 or index == len(layers) - 1)
-        axis.tick_params(labelbottom=index + columns >= len(layers))
+        lowest = index + columns >= len(layers)
+        axis.tick_params(labelbottom=lowest)
+        if lowest:
+            axis.set_xlabel("step", fontsize=9, color=_INK)
         axis.set_xlim(0, max(steps, 1))
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)
     figure.suptitle(title, fontsize=12, color=_INK, x=0.015, ha="left")
     _legend(figure, sorted(used))
-    figure.supxlabel("step", fontsize=10, color=_INK)
     figure.supylabel("rank", fontsize=10, color=_INK)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
