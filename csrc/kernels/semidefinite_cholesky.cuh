@@ -5,7 +5,7 @@
 //   G + shift·trace·I = L Lᵀ  with rows and columns in a static order;   R⁻¹ = L⁻ᵀ on the kept columns
 //
 // Layout: gram row-major, both triangles. L is packed, row i from i(i+1)/2, in shared memory (n(n+1)/2 + 2n
-// doubles), or in `work` where the problem is too large for that.
+// doubles), or in `work` where the problem is too large for that (n² doubles, enough from n = 5 on).
 // Tiling: panels of 8 columns, left-looking. (1) every row subtracts its products with the rows of the panel:
 // four lanes a row, eight sums each; (2) one warp factors the 8×8 diagonal block in registers, lane r has row
 // r; (3) one thread a row solves against it. Three barriers a panel. The inverse overwrites L, panels from
