@@ -14,7 +14,7 @@
 #include <cuda_runtime.h>
 
 #define TK_SHARED(T, name, ...) __shared__ T name __VA_ARGS__
-#define TK_DYN_SMEM(T, name)                                          \
+#define TK_DYN_SMEM(T, name)                                         \
   extern __shared__ __align__(16) unsigned char tk_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(tk_dynamic_shared)
 #define TK_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \

@@ -73,8 +73,9 @@ struct GramProblem {
   int32_t first_reduce;        // the same prefix sum for gram_reduce, one per lower tile
 };
 
-// Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ. A pivot d_j that is not above
-// max(tolerance, relative gram[j,j]) drops its column: that column of L (and of the inverse) is exactly zero.
+// Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ. A pivot d_j that is not
+// above max(tolerance, relative gram[j,j]) drops its column: that column of L (and of the inverse) is exactly
+// zero.
 template <class T>
 struct CholeskyProblem {
   const double* gram;
