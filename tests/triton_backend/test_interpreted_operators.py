@@ -73,6 +73,29 @@ def test_convolution_operators_agree_with_the_reference(dtype, memory_format, sa
     assert reference.format_of(found[0]) == reference.format_of(x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("save", [True, False])
+def test_a_linear_layer_is_one_launch(dtype, save, monkeypatch):
+    launched = []
+    monkeypatch.setattr(core_module, "launch", lambda *_: launched.append("pair"))
+    torch.manual_seed(0)
+    x, core, u, v, bias = (
+        (torch.randn(s) / s[-1] ** 0.5).to(dtype) for s in ((5, 20), (12, 9), (30, 12), (20, 9), (30,))
+    )
+    exact = [o.double().requires_grad_() for o in (x, core, u, v, bias)]
+    expected = exact[0] @ exact[3] @ exact[1].T @ exact[2].T + exact[4]
+    mine = [o.requires_grad_(save) for o in (x, core, u, v, bias)]
+    y = tucker_kernels.tucker_linear(mine[0], mine[1], [mine[2], mine[3]], mine[4], path="fused")
+    assert not launched
+    assert_close(y.detach(), expected.detach(), "tucker_linear")
+    monkeypatch.undo()
+    if save:
+        y.float().square().sum().backward()
+        expected.square().sum().backward()
+        for got, want in zip(mine, exact):
+            assert_close(got.grad, want.grad, "tucker_linear_backward")
+
+
 @pytest.mark.parametrize("only", range(5))
 def test_only_what_is_needed_comes_back(only):
     operands = _layer(torch.float32)

@@ -12,9 +12,9 @@ asks the next back end. The kernels themselves are functions of the modules of t
 import torch
 
 from tucker_kernels.backends import implements
+from tucker_kernels.triton.configs import MAX_RANK
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MAX_RANK = 256
 MAX_PIXELS = 2**31
 
 

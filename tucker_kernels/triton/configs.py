@@ -1,8 +1,9 @@
 """Tile sizes: one small, fixed table per kernel, keyed by dtype kind and padded sizes. No tuning at run time.
 
-Every row compiles for sm_90 within 232,448 bytes of shared memory and without spills;
-`tests/triton_backend/test_compiled.py` compiles them all. Kinds: "half" (bfloat16 and float16) and, for float32,
-"tf32x3", "ieee" and "tf32" (`launch.py`).
+Every row compiles for sm_90 within 232,448 bytes of shared memory, and without spills where the channel counts are
+multiples of 8; `tests/triton_backend/test_compiled.py` compiles them all.
+
+Kinds: "half" (bfloat16 and float16) and, for float32, "tf32x3", "ieee" and "tf32" (`launch.py`).
 """
 
 MAX_RANK = 256
@@ -35,10 +36,10 @@ _CORE_EXPAND = {
         (128, (64, 32, 32, 8, 3), (64, 32, 32, 8, 3)),
     ],
     "ieee": [
-        (32, (64, 32, 32, 4, 3), (64, 32, 32, 4, 3)),
+        (32, (64, 16, 32, 4, 3), (64, 16, 32, 4, 3)),
         (64, (64, 32, 16, 4, 3), (64, 32, 16, 4, 3)),
         (128, (64, 32, 32, 8, 3), (64, 32, 32, 8, 3)),
-        (256, (32, 32, 32, 8, 3), (32, 32, 32, 8, 3)),
+        (256, (32, 32, 16, 8, 3), (32, 32, 16, 8, 3)),
     ],
     "tf32": [
         (64, (128, 32, 32, 8, 3), (64, 32, 32, 4, 3)),
@@ -57,7 +58,7 @@ _PROJECT_ACCUMULATE = {
         ((512, 64), (64, 8, 2)),
     ],
     "tf32x3": [((64, 32), (32, 4, 2)), ((128, 32), (16, 4, 2))],
-    "ieee": [((64, 32), (32, 4, 2)), ((128, 64), (32, 8, 2))],
+    "ieee": [((64, 32), (32, 4, 2)), ((128, 32), (32, 8, 2))],
     "tf32": [((64, 32), (32, 4, 2))],
 }
 # The accumulation alone, in column blocks. kind -> [(largest padded rank)]: BM, NP, warps, stages.
@@ -95,7 +96,9 @@ def _find(table, kernel, kind, rank):
 def tucker_core_expand(kind, rank, channels, pixels):
     """Rank of the intermediate, channels of the reduction, pixels of the result."""
     many, few = _find(_CORE_EXPAND, "tucker_core_expand", kind, padded(rank))
-    row = _row(*(few if pixels <= FEW_PIXELS else many), names=("BM", "BK", "BN"))
+    # Ragged rows are addressed element by element, which takes the registers that the larger tile would.
+    small = pixels <= FEW_PIXELS or rank % 8 or channels % 8
+    row = _row(*(few if small else many), names=("BM", "BK", "BN"))
     return row | {"BK": min(row["BK"], padded(channels))}
 
 
@@ -122,6 +125,10 @@ def rank_space_wgrad(kind, rows, columns):
 def tucker_linear(kind, rank):
     """The larger of the two ranks."""
     return _row(*_find(_LINEAR, "tucker_linear", kind, padded(rank))[0], names=("BM", "BK", "BO"))
+
+
+def fits_tucker_linear(kind, rank):
+    return padded(rank) <= _LINEAR[kind][-1][0]
 
 
 def default_kind(largest_rank):

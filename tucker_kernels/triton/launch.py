@@ -1,6 +1,7 @@
 """What every launcher needs: the device guard, the precision of float32 products, and when offsets need 64 bits."""
 
 import contextlib
+import math
 
 import torch
 
@@ -25,6 +26,15 @@ def dtype_kind(dtype, largest_rank, input_precision=None):
 def precision(kind):
     """`input_precision` of tl.dot; it says nothing about 16-bit operands, whose products are exact in float32."""
     return "ieee" if kind == "half" else kind
+
+
+def alignment(*sizes):
+    """The largest power of two up to 16 that divides all channel counts.
+
+    Kernels get the counts divided by it and multiply again, so that the compiler sees how rows are aligned; by itself
+    it looks for multiples of 16 only, and ranks are often multiples of 8.
+    """
+    return math.gcd(16, *sizes)
 
 
 def needs_wide(*tensors):

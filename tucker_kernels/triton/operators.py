@@ -6,9 +6,12 @@ the default.
 """
 
 from tucker_kernels.reference import channels_last, format_of
+from tucker_kernels.triton import configs
+from tucker_kernels.triton.launch import dtype_kind
 from tucker_kernels.triton.project_accumulate import project_accumulate
 from tucker_kernels.triton.rank_space_wgrad import rank_space_wgrad as wgrad
 from tucker_kernels.triton.tucker_core_expand import tucker_core_expand
+from tucker_kernels.triton.tucker_linear import tucker_linear
 
 
 def _pixels(image):
@@ -26,15 +29,25 @@ def _project(image, basis):
     return _image(_pixels(image) @ basis, image)
 
 
+def _is_linear(core, stride, padding, input_precision):
+    """Whether a convolution is a linear layer on pixels whose ranks fit the one-kernel form."""
+    kind = dtype_kind(core.dtype, max(core.shape[:2]), input_precision)
+    pointwise = (*core.shape[2:], *stride, *padding) == (1, 1, 1, 1, 0, 0)
+    return pointwise and configs.fits_tucker_linear(kind, max(core.shape[:2]))
+
+
 def tucker_conv_forward(
     input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save, *, input_precision=None
 ):
-    """Two launches: z = U_inᵀ x, then core convolution and expansion as a pair."""
-    z = _project(channels_last(input), in_factor)
-    geometry = (stride, padding, dilation)
-    y, t = tucker_core_expand(
-        z, core, out_factor, bias, *geometry, save_intermediate=save, input_precision=input_precision
-    )
+    """Two launches: z = U_inᵀ x, then core convolution and expansion as a pair. One launch for a pointwise window."""
+    x = channels_last(input)
+    options = {"save_intermediate": save, "input_precision": input_precision}
+    if _is_linear(core, stride, padding, input_precision):
+        found = tucker_linear(_pixels(x), core[..., 0, 0], out_factor, in_factor, bias, **options)
+        y, z, t = (None if m is None else _image(m, x) for m in found)
+    else:
+        z = _project(x, in_factor)
+        y, t = tucker_core_expand(z, core, out_factor, bias, stride, padding, dilation, **options)
     y = y.contiguous(memory_format=format_of(input))
     return (y, z, t) if save else (y, input.new_empty(0), input.new_empty(0))
 

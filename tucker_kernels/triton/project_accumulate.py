@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from tucker_kernels.triton import configs
-from tucker_kernels.triton.launch import dtype_kind, launch, needs_wide, precision
+from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
 from tucker_kernels.triton.ordered_sum import ordered_sum
 
 
@@ -28,8 +28,9 @@ from tucker_kernels.triton.ordered_sum import ordered_sum
 def _project_accumulate(
     a, basis, other, d, partial, P, N, R, S, TILES,
     BM: tl.constexpr, NP: tl.constexpr, RP: tl.constexpr, SP: tl.constexpr,
-    PROJECT: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    PROJECT: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    N, R, S = N * ALIGN, R * ALIGN, S * ALIGN
     split = tl.program_id(0)
     n = tl.program_id(1) * NP + tl.arange(0, NP)
     r, s = tl.arange(0, RP), tl.arange(0, SP)
@@ -79,10 +80,12 @@ def project_accumulate(a, basis=None, other=None, *, input_precision=None, confi
     tiles, splits = configs.pixel_splits(P, config["BM"], blocks, 4 * N * S)
     partial = torch.empty((splits, 1, N, S), dtype=torch.float32, device=a.device)
     if N:
+        align = alignment(N, R, S)
+        sizes = [size // align for size in (N, R, S)]
         launch(
             _project_accumulate, (splits, blocks), a, a.contiguous(),
-            *(a if t is None else t.contiguous() for t in (basis, other, d)), partial, P, N, R, S, tiles,
-            RP=configs.padded(R), SP=configs.padded(S), PROJECT=basis is not None,
+            *(a if t is None else t.contiguous() for t in (basis, other, d)), partial, P, *sizes, tiles,
+            RP=configs.padded(R), SP=configs.padded(S), PROJECT=basis is not None, ALIGN=align,
             PRECISION=precision(kind), WIDE=needs_wide(a, other), **config,
         )  # fmt: skip
     return d, ordered_sum(partial, a.dtype)[..., 0]

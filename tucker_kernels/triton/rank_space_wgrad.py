@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from tucker_kernels.triton import configs
-from tucker_kernels.triton.launch import dtype_kind, launch, needs_wide, precision
+from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
 from tucker_kernels.triton.ordered_sum import ordered_sum
 
 
@@ -25,9 +25,10 @@ from tucker_kernels.triton.ordered_sum import ordered_sum
 def _rank_space_wgrad(
     d0, d1, z0, z1, partial, P, OH, OW, IH, IW, A0, A1, C0, C1, TILES,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-    DH: tl.constexpr, DW: tl.constexpr, SKIP: tl.constexpr,
-    BA: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    DH: tl.constexpr, DW: tl.constexpr, SKIP: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    A0, A1, C0, C1 = A0 * ALIGN, A1 * ALIGN, C0 * ALIGN, C1 * ALIGN
     tap, split = tl.program_id(0) % (KH * KW), tl.program_id(1)
     block = tl.program_id(0) // (KH * KW)
     blocks_a0, blocks_c0, blocks_c1 = tl.cdiv(A0, BA), tl.cdiv(C0, BC), tl.cdiv(C1, BC)
@@ -94,10 +95,12 @@ def rank_space_wgrad(
     tiles, splits = configs.pixel_splits(P, config["BM"], blocks * taps, 4 * taps * (A0 + A1) * (C0 + C1))
     partial = torch.empty((splits, taps, A0 + A1, C0 + C1), dtype=torch.float32, device=z[0].device)
     if blocks:
+        align = alignment(A0, A1, C0, C1)
+        channels = [size // align for size in (A0, A1, C0, C1)]
         launch(
             _rank_space_wgrad, (blocks * taps, splits), z[0], d[0], d[-1], z[0], z[-1], partial,
-            *(P, OH, OW, IH, IW, A0, A1, C0, C1, tiles, *window, *stride, *padding, *dilation),
-            SKIP=known is not None, PRECISION=precision(kind), WIDE=needs_wide(*z, *d), **config,
+            *(P, OH, OW, IH, IW, *channels, tiles, *window, *stride, *padding, *dilation),
+            SKIP=known is not None, ALIGN=align, PRECISION=precision(kind), WIDE=needs_wide(*z, *d), **config,
         )  # fmt: skip
     h = ordered_sum(partial, z[0].dtype).reshape(A0 + A1, C0 + C1, *window)
     if known is not None:

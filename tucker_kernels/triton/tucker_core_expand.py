@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from tucker_kernels.triton import configs
-from tucker_kernels.triton.launch import dtype_kind, launch, needs_wide, precision
+from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
 
 ACTIVATIONS = (None, "relu", "silu")
 
@@ -49,8 +49,9 @@ def _tucker_core_expand(
     DH: tl.constexpr, DW: tl.constexpr, TAP_STEP_H: tl.constexpr, TAP_STEP_W: tl.constexpr,
     TRANSPOSED: tl.constexpr, SAVE: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     RP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    C, R, N = C * ALIGN, R * ALIGN, N * ALIGN
     tile = tl.program_id(0)
     # Pixels of this program, as a grid GH × GW of one residue class of the output.
     if TRANSPOSED:
@@ -160,12 +161,13 @@ def tucker_core_expand(
     # (taps, R, C): the reduction index is the contiguous one, which every tensor-core dtype can read.
     weight = core.permute(2, 3, 1, 0) if transposed else core.permute(2, 3, 0, 1)
     steps = [s // math.gcd(s, d) for s, d in zip(stride, dilation)]
+    align = alignment(C, R, N)
     launch(
         _tucker_core_expand, (triton.cdiv(pixels, config["BM"]) * classes,), z,
         *(z, weight.contiguous(), factor.contiguous(), y if bias is None else bias, y, y if t is None else t),
-        *(B, IH, IW, C, OH, OW, R, N, *window, *stride, *padding, *dilation, *steps),
+        *(B, IH, IW, C // align, OH, OW, R // align, N // align, *window, *stride, *padding, *dilation, *steps),
         TRANSPOSED=transposed, SAVE=save_intermediate, BIAS=bias is not None, ACTIVATION=activation or "none",
-        RP=configs.padded(R), PRECISION=precision(kind), WIDE=needs_wide(z, y, *([t] if save_intermediate else [])),
-        **config,
+        RP=configs.padded(R), ALIGN=align, PRECISION=precision(kind),
+        WIDE=needs_wide(z, y, *([t] if save_intermediate else [])), **config,
     )  # fmt: skip
     return y, t

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from tucker_kernels.triton import configs
-from tucker_kernels.triton.launch import dtype_kind, launch, needs_wide, precision
+from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
 from tucker_kernels.triton.project_accumulate import project_accumulate
 
 
@@ -23,8 +23,9 @@ from tucker_kernels.triton.project_accumulate import project_accumulate
 def _tucker_linear(
     x, v, core, u, bias, y, s, t, P, N_IN, RI, RO, N_OUT, CORE_OUT, CORE_IN,
     RIP: tl.constexpr, ROP: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BO: tl.constexpr,
-    SAVE: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    SAVE: tl.constexpr, BIAS: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
+    N_IN, RI, RO, N_OUT = N_IN * ALIGN, RI * ALIGN, RO * ALIGN, N_OUT * ALIGN
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     b, a = tl.arange(0, RIP), tl.arange(0, ROP)
     live = m < P
@@ -73,10 +74,12 @@ def tucker_linear(x, core, u, v, bias=None, *, save_intermediate=False, input_pr
     s, t = (x.new_empty(P, RI), x.new_empty(P, RO)) if save_intermediate else (None, None)
     config = config or configs.tucker_linear(kind, max(RI, RO))
     if P and n_out:
+        align = alignment(n_in, RI, RO, n_out)
+        sizes = [size // align for size in (n_in, RI, RO, n_out)]
         launch(
             _tucker_linear, (triton.cdiv(P, config["BM"]),), x, x.contiguous(), v.contiguous(), core, u.contiguous(),
-            *(y if q is None else q for q in (bias, y, s, t)), P, n_in, RI, RO, n_out, *core.stride(),
-            RIP=configs.padded(RI), ROP=configs.padded(RO), SAVE=save_intermediate, BIAS=bias is not None,
+            *(y if q is None else q for q in (bias, y, s, t)), P, *sizes, *core.stride(),
+            RIP=configs.padded(RI), ROP=configs.padded(RO), SAVE=save_intermediate, BIAS=bias is not None, ALIGN=align,
             PRECISION=precision(kind), WIDE=needs_wide(x, y), **config,
         )  # fmt: skip
     return y, s, t
