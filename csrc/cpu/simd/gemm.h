@@ -24,11 +24,13 @@ struct TileStripArgs {
   int64_t a_row, a_col;
   const T* b;  // rows of whole vectors; without cheap_partial_loads they are read beyond cols
   int64_t b_row;
-  const T* next;  // the panel to prefetch, or b with next_row = 0
+  const T* next;  // the panel that the first tile prefetches, or b with next_row = 0
   int64_t next_row;
   T* c;
   int64_t c_row, cols;
   bool far;  // C is not in the first-level cache
+  bool streams =
+      false;  // A is contiguous and new to the caches: tiles prefetch the rows of the tile after the next
 };
 
 template <class T>
