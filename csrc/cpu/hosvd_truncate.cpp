@@ -151,7 +151,7 @@ struct Truncation {
                 own[a * n + b] += whole[((o * n + a) * after + i) * width + (o * n + b) * after + i];
         matrix = own;
       }
-      store(mode, leading_eigenvectors(n, matrix, rule(mode), rows, &discarded), rows);
+      store(mode, leading_eigenvectors(n, matrix, rule(mode), !in_float64, rows, &discarded), rows);
       if (rank[mode] < n) least = std::min(least, discarded);
     }
     return least;
@@ -222,7 +222,7 @@ struct Truncation {
       if (gram) {
         Buffer<double> g(old * old);
         mode_gram(small.data(), outer, old, inner, true, g.data());
-        leading_eigenvectors(old, g, {-1, others, others}, rows);
+        leading_eigenvectors(old, g, {-1, others, others}, false, rows);
       } else {
         leading_singular_vectors(old, others, unfolded, {-1, others, others}, rows);
       }

@@ -1,9 +1,12 @@
-// Rank selection and the vectors kept. From a Gram matrix G: sort its diagonal, factor G = L Lᵀ skipping
-// pivots at rounding level, rotate the columns of L until they are orthogonal (one-sided Jacobi): their norms
-// are the singular values, their directions the vectors. From the unfolding itself: QR and one-sided Jacobi.
+// Rank selection and the vectors kept, from a Gram matrix G or from the unfolding itself.
 //
-// Numerics: float64. At any stage of the rotations, dropping columns of L J loses exactly at most the sum of
-// their squared norms, so the bound holds whatever the rotations have reached.
+// Warm: a core kept in HOSVD form has a nearly diagonal G after a small step. Sort the diagonal, factor G = L
+// Lᵀ, keep the first k columns of L, orthonormalised. Dropping the others loses at most the sum of their
+// squared norms, so the bound holds; k is the optimal rank or one more, because the columns are taken only
+// where k − 2 is too few even after all that rotations could gain. (One such step is a step of the QR
+// iteration, so G stays nearly diagonal.) Cold: tridiagonalisation, divide and conquer for the leading
+// vectors only, back-transformation. Without squaring: QR and one-sided Jacobi of the unfolding. Numerics:
+// float64; the warm vectors in float32 where G is no better.
 #include "cpu/leading_vectors.h"
 
 #include <algorithm>
@@ -13,6 +16,7 @@
 #include <vector>
 
 #include "core/scratch.h"
+#include "cpu/isa.h"
 #include "cpu/linalg.h"
 
 namespace tk {
@@ -33,10 +37,78 @@ int64_t choose_rank(int64_t n, const double* energy, int64_t count, double lost,
   return std::max(std::min({wanted, rule.upper, n}), std::min(rule.lower, n));
 }
 
+// How much energy plane rotations could move from the sorted diagonal's tail behind k to its head: for every
+// pair across the cut, what diagonalising that pair alone would move.
+double possible_gain(int64_t n, const double* g, int64_t k) {
+  double sum = 0;
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = k; j < n; ++j) {
+      const double half = 0.5 * (g[i * n + i] - g[j * n + j]), off = g[i * n + j];
+      sum += off * off / (half + std::sqrt(half * half + off * off) + 1e-300);
+    }
+  return sum;
+}
+
+constexpr int64_t smallest_warm = 24;  // below, a full solve costs no more
+constexpr double good_head =
+    0.01;  // where a given rank cuts: the part of the tail that rotations might still gain
+
+// The warm way, or −1 if G is too far from diagonal. T is the type the kept columns are orthonormalised in.
+template <class T>
+int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* rows, double* discarded) {
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return g[i * n + i] > g[j * n + j]; });
+  Buffer<double> sorted(n * n), lt(n * n);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) sorted[i * n + j] = g[order[i] * n + order[j]];
+  std::vector<double> tail(n + 1, 0.0), energy(n);
+  const auto sum_up = [&] {
+    for (int64_t k = n - 1; k >= 0; --k) tail[k] = tail[k + 1] + energy[k];
+  };
+  // Whether k columns are at most one too many, and a good choice where the rule's bounds decided.
+  const auto sharp = [&](int64_t k, const std::vector<double>& diagonal_tail, int64_t slack) {
+    const bool cut = rule.bound < 0 || (k == rule.upper && tail[k] > rule.bound);
+    if (cut) return k == n || possible_gain(n, sorted, k) <= good_head * diagonal_tail[k];
+    const int64_t fewer = k - 1 - slack;
+    return fewer < rule.lower || diagonal_tail[fewer] - possible_gain(n, sorted, fewer) > rule.bound;
+  };
+  for (int64_t i = 0; i < n; ++i) energy[i] = sorted[i * n + i];
+  sum_up();
+  const std::vector<double> diagonal_tail = tail;
+  if (!sharp(choose_rank(n, energy.data(), n, 0, rule), diagonal_tail, 3)) return -1;
+  const double lost = semidefinite_cholesky(n, sorted, n * eps * sorted[0], lt);
+  for (int64_t i = 0; i < n; ++i) energy[i] = simd<double>().sum_squares(n - i, lt + i * n + i);
+  sum_up();
+  const int64_t rank = choose_rank(n, energy.data(), n, lost, rule);
+  if (!sharp(rank, diagonal_tail, 1)) return -1;
+  Buffer<T> w(n * n);
+  int64_t live = 0;
+  for (int64_t k = 0; k < rank; ++k) {
+    if (energy[k] == 0) continue;
+    const double scale = 1 / std::sqrt(energy[k]);
+    for (int64_t i = 0; i < n; ++i) w[live * n + i] = static_cast<T>(lt[k * n + i] * scale);
+    ++live;
+  }
+  const int64_t kept = orthonormalise_rows<T>(n, nullptr, 0, 0, 0, w, live, 1e-3);
+  if (kept < live) return -1;
+  complete_rows<T>(n, w, kept, rank);
+  for (int64_t k = 0; k < rank; ++k)
+    for (int64_t i = 0; i < n; ++i) rows[k * n + order[i]] = w[k * n + i];
+  if (discarded) *discarded = tail[rank] + lost;
+  return rank;
+}
+
 }  // namespace
 
-int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows,
+int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, bool single, double* rows,
                              double* discarded) {
+  if (n >= smallest_warm) {
+    const int64_t rank = single ? warm_vectors<float>(n, g, rule, rows, discarded)
+                                : warm_vectors<double>(n, g, rule, rows, discarded);
+    if (rank >= 0) return rank;
+  }
   Buffer<double> a(n * n), v(n * n), d(n), e(n), tau(n), values(n);
   std::copy_n(g, n * n, a.data());
   tridiagonalise(n, a, d, e, v, tau);

@@ -13,9 +13,10 @@ struct RankRule {
 };
 
 // Leading eigenvectors of a positive semidefinite n×n matrix G, as rows of `rows` (room for n); returns the
-// rank. Always orthonormal; where G has fewer eigenvalues than asked for, completed by unit vectors.
-// `discarded`, if not null, receives the sum of the other eigenvalues.
-int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, double* rows,
+// rank. Always orthonormal. Where G is nearly diagonal they are nearly the eigenvectors, and the rank may be
+// one more than the smallest. `single`: G is no better than float32. `discarded`, if not null: a bound on the
+// energy left out.
+int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, bool single, double* rows,
                              double* discarded = nullptr);
 
 // The same for A Aᵀ with A (n×m) given, without squaring its singular values: for tolerances a Gram matrix
