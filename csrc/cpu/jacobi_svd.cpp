@@ -107,7 +107,7 @@ void svd(int64_t m, int64_t n, const double* a, double tolerance, double* ut, do
   int64_t kept = 0;
   for (; kept < n && s[kept] > 0; ++kept)
     for (int64_t i = 0; i < n; ++i) r[kept * n + i] /= s[kept];
-  complete_rows<double>(n, r, kept, n);
+  complete_rows<double>(n, r, n, kept, n);
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t k = 0; k < n; ++k) vt[i * n + order[k]] = r[i * n + k];
     s[i] = std::ldexp(s[i], exponent);

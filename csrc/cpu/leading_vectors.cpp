@@ -50,8 +50,10 @@ double possible_gain(int64_t n, const double* g, int64_t k) {
 }
 
 constexpr int64_t smallest_warm = 24;  // below, a full solve costs no more
-constexpr double good_head =
-    0.01;  // where a given rank cuts: the part of the tail that rotations might still gain
+// Squares off the diagonal by those on it; with more, the result would lose the HOSVD form.
+constexpr double nearly_diagonal = 1e-3;
+// Where a given rank cuts: the part of the tail that rotations might still gain.
+constexpr double good_head = 0.01;
 
 // The warm way, or −1 if G is too far from diagonal. T is the type the kept columns are orthonormalised in.
 template <class T>
@@ -60,7 +62,8 @@ int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* r
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t i, int64_t j) { return g[i * n + i] > g[j * n + j]; });
-  Buffer<double> sorted(n * n), lt(n * n);
+  const int64_t row = padded<T>(n), step = padded<double>(n);
+  Buffer<double> sorted(n * n), lt(n * step);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) sorted[i * n + j] = g[order[i] * n + order[j]];
   std::vector<double> tail(n + 1, 0.0), energy(n);
@@ -77,25 +80,29 @@ int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* r
   for (int64_t i = 0; i < n; ++i) energy[i] = sorted[i * n + i];
   sum_up();
   const std::vector<double> diagonal_tail = tail;
+  double all = 0, diagonal = 0;
+  for (int64_t i = 0; i < n * n; ++i) all += sorted[i] * sorted[i];
+  for (int64_t i = 0; i < n; ++i) diagonal += energy[i] * energy[i];
+  if (all - diagonal > nearly_diagonal * diagonal) return -1;
   if (!sharp(choose_rank(n, energy.data(), n, 0, rule), diagonal_tail, 3)) return -1;
   const double lost = semidefinite_cholesky(n, sorted, n * eps * sorted[0], lt);
-  for (int64_t i = 0; i < n; ++i) energy[i] = simd<double>().sum_squares(n - i, lt + i * n + i);
+  for (int64_t i = 0; i < n; ++i) energy[i] = simd<double>().sum_squares(n - i, lt + i * step + i);
   sum_up();
   const int64_t rank = choose_rank(n, energy.data(), n, lost, rule);
   if (!sharp(rank, diagonal_tail, 1)) return -1;
-  Buffer<T> w(n * n);
+  Buffer<T> w(n * row);
   int64_t live = 0;
   for (int64_t k = 0; k < rank; ++k) {
     if (energy[k] == 0) continue;
     const double scale = 1 / std::sqrt(energy[k]);
-    for (int64_t i = 0; i < n; ++i) w[live * n + i] = static_cast<T>(lt[k * n + i] * scale);
+    for (int64_t i = 0; i < n; ++i) w[live * row + i] = static_cast<T>(lt[k * step + i] * scale);
     ++live;
   }
   const int64_t kept = orthonormalise_rows<T>(n, nullptr, 0, 0, 0, w, live, 1e-3);
   if (kept < live) return -1;
-  complete_rows<T>(n, w, kept, rank);
+  complete_rows<T>(n, w, row, kept, rank);
   for (int64_t k = 0; k < rank; ++k)
-    for (int64_t i = 0; i < n; ++i) rows[k * n + order[i]] = w[k * n + i];
+    for (int64_t i = 0; i < n; ++i) rows[k * n + order[i]] = w[k * row + i];
   if (discarded) *discarded = tail[rank] + lost;
   return rank;
 }
@@ -109,8 +116,9 @@ int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, b
                                 : warm_vectors<double>(n, g, rule, rows, discarded);
     if (rank >= 0) return rank;
   }
-  Buffer<double> a(n * n), v(n * n), d(n), e(n), tau(n), values(n);
-  std::copy_n(g, n * n, a.data());
+  const int64_t step = padded<double>(n);
+  Buffer<double> a(n * step), v(n * step), d(n), e(n), tau(n), values(n);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(g + i * n, n, a + i * step);
   tridiagonalise(n, a, d, e, v, tau);
   const int64_t rank = tridiagonal_eigen(
       n, d, e,
@@ -131,7 +139,7 @@ int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const Ra
   std::vector<double> energy(k);
   for (int64_t i = 0; i < k; ++i) energy[i] = s[i] * s[i];
   const int64_t rank = choose_rank(n, energy.data(), k, 0, rule);
-  complete_rows(n, rows, std::min(k, rank), rank);
+  complete_rows(n, rows, n, std::min(k, rank), rank);
   return rank;
 }
 

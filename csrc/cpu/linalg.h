@@ -17,20 +17,29 @@ void multiply(int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t a_ro
 template <class From, class To>
 void transpose(int64_t rows, int64_t cols, const From* in, int64_t in_row, To* out, int64_t out_row);
 
+// A row stride for rows of n elements: whole cache lines, and never a multiple of 512 bytes, because rows
+// that far apart fall into the same few sets of the first-level cache.
+template <class T>
+constexpr int64_t padded(int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t lines = (n + line - 1) / line;
+  return (lines % 8 == 0 ? lines + 1 : lines) * line;
+}
+
 // Euclidean norm without overflow or underflow; NaN or Inf only where x has one.
 template <class T>
 double norm(int64_t n, const T* x);
 
-// orthonormalise.cpp: block Gram-Schmidt of the `count` rows of w (unit rows, length n) against the r rows of
-// `fixed` (element strides f_row, f_col) and each other. A row whose remainder is at most `tolerance` is
-// dropped. The kept ones come first in w, in order; returns how many.
+// orthonormalise.cpp: block Gram-Schmidt of the `count` rows of w (unit rows, length n, padded) against the r
+// rows of `fixed` (element strides f_row, f_col) and each other. A row whose remainder is at most `tolerance`
+// is dropped. The kept ones come first in w, in order; returns how many.
 template <class T>
 int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row, int64_t f_col, T* w,
                             int64_t count, double tolerance);
 
 // Appends unit vectors, orthogonalised, to the `kept` orthonormal rows of q until there are `wanted` (≤ n).
 template <class T>
-void complete_rows(int64_t n, T* q, int64_t kept, int64_t wanted);
+void complete_rows(int64_t n, T* q, int64_t row, int64_t kept, int64_t wanted);
 
 // householder.cpp. Turns x (length n) into v with v[0] = 1 and (I − tau v vᵀ) x = beta e_0; returns beta.
 double reflector(int64_t n, double* x, double& tau);
@@ -50,7 +59,8 @@ void apply_block(int64_t count, int64_t m, int64_t w, const double* v, int64_t v
 void householder_qr(int64_t m, int64_t n, double* at, double* qt, double* r);
 
 // tridiagonal.cpp: A = Q T Qᵀ, T tridiagonal with diagonal d (n) and off-diagonal e (n−1 entries, room for
-// n). a (n×n, upper triangle) is destroyed; row j of v (zero up to j) and tau[j] are the reflectors of Q.
+// n). a (upper triangle, padded rows) is destroyed; row j of v (padded, zero up to j) and tau[j] are the
+// reflectors of Q.
 void tridiagonalise(int64_t n, double* a, double* d, double* e, double* v, double* tau);
 
 // rows (count×n) ← rows Qᵀ: eigenvectors of T, as rows, become those of A.
@@ -62,9 +72,9 @@ void back_transform(int64_t count, int64_t n, const double* v, const double* tau
 int64_t tridiagonal_eigen(int64_t n, double* d, double* e, const std::function<int64_t(double*)>& choose,
                           double* values, double* q);
 
-// semidefinite_cholesky.cpp: G = L Lᵀ for a positive semidefinite n×n matrix; lt holds Lᵀ (row j is column j
-// of L, zero before j). A pivot of at most `tolerance` is skipped (zero row); returns the sum of those
-// pivots.
+// semidefinite_cholesky.cpp: G = L Lᵀ for a positive semidefinite n×n matrix; lt holds Lᵀ in padded rows (row
+// j is column j of L, zero before j). A pivot of at most `tolerance` is skipped (zero row); returns the sum
+// of those pivots.
 double semidefinite_cholesky(int64_t n, const double* g, double tolerance, double* lt);
 
 // jacobi_svd.cpp: one-sided Jacobi on the `count` rows of x (length m); rotations are applied to the rows of

@@ -29,13 +29,14 @@ template <class T>
 void project(int64_t n, const T* f, int64_t r, int64_t f_row, int64_t f_col, T* w, int64_t rows,
              T* coefficients, double* lengths, const double* noise = nullptr, double* inherited = nullptr) {
   if (r == 0 || rows == 0) return;
+  const int64_t row = padded<T>(n);
   bool again = true;
   for (int pass = 0; pass < 2 && again; ++pass) {
-    multiply<T>(rows, r, n, 1, w, n, 1, f, f_col, f_row, 0, coefficients, r);
-    multiply<T>(rows, n, r, -1, coefficients, r, 1, f, f_row, f_col, 1, w, n);
+    multiply<T>(rows, r, n, 1, w, row, 1, f, f_col, f_row, 0, coefficients, r);
+    multiply<T>(rows, n, r, -1, coefficients, r, 1, f, f_row, f_col, 1, w, row);
     again = false;
     for (int64_t j = 0; j < rows; ++j) {
-      const double length = norm(n, w + j * n);
+      const double length = norm(n, w + j * row);
       again |= length < safe * lengths[j];
       lengths[j] = length;
       if (!noise || pass > 0) continue;
@@ -56,16 +57,17 @@ struct Panel {
 // with their floors; noise[k] becomes the noise² of kept row k, and their number is returned.
 int64_t inside_panel(int64_t n, double* rows_of, int64_t rows, const Panel& panel, double* floor,
                      double* noise) {
+  const int64_t row = padded<double>(n);
   double s[width];
   int64_t kept = 0;
   const SimdTable<double>& v = simd<double>();
   for (int64_t j = 0; j < rows; ++j) {
-    double* w = rows_of + kept * n;
-    if (kept != j) std::copy_n(rows_of + j * n, n, w);
+    double* w = rows_of + kept * row;
+    if (kept != j) std::copy_n(rows_of + j * row, n, w);
     double length = panel.length[j], inherited = panel.inherited[j];
     for (int pass = 0; pass < 3 && kept > 0; ++pass) {
-      v.gemv(kept, n, rows_of, n, w, s);
-      v.gemv_subtract(kept, n, rows_of, n, s, w);
+      v.gemv(kept, n, rows_of, row, w, s);
+      v.gemv_subtract(kept, n, rows_of, row, s, w);
       if (pass == 0)
         for (int64_t k = 0; k < kept; ++k) inherited += s[k] * s[k] * noise[k];
       const double before = length;
@@ -85,8 +87,9 @@ int64_t inside_panel(int64_t n, double* rows_of, int64_t rows, const Panel& pane
 template <class T>
 int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row, int64_t f_col, T* w,
                             int64_t count, double tolerance) {
+  const int64_t row = padded<T>(n), panel_row = padded<double>(n);
   Buffer<T> coefficients(std::max(count, width) * std::max<int64_t>({r, count, 1}));
-  Buffer<double> rows_of(width * n), lengths(count + 1), floors(count + 1), noise(count + width);
+  Buffer<double> rows_of(width * panel_row), lengths(count + 1), floors(count + 1), noise(count + width);
   std::fill_n(lengths.data(), count, 1.0);
   project(n, fixed, r, f_row, f_col, w, count, coefficients.data(), lengths.data());
   int64_t live =
@@ -94,22 +97,22 @@ int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row,
   for (int64_t j = 0; j < count; ++j) {
     if (!(lengths[j] > tolerance)) continue;
     const T scale = static_cast<T>(1 / lengths[j]);
-    for (int64_t i = 0; i < n; ++i) w[live * n + i] = w[j * n + i] * scale;
+    for (int64_t i = 0; i < n; ++i) w[live * row + i] = w[j * row + i] * scale;
     floors[live++] = tolerance / lengths[j];
   }
   int64_t kept = 0;
   for (int64_t begin = 0; begin < live; begin += width) {
     int64_t rows = std::min(width, live - begin);
     double* floor = floors + begin;
-    T* block = w + kept * n;
-    if (kept != begin) std::copy_n(w + begin * n, rows * n, block);
+    T* block = w + kept * row;
+    if (kept != begin) std::copy_n(w + begin * row, rows * row, block);
     Panel panel;
     const auto against_kept = [&] {
-      project(n, w, kept, n, int64_t(1), block, rows, coefficients.data(), panel.length, noise.data(),
+      project(n, w, kept, row, int64_t(1), block, rows, coefficients.data(), panel.length, noise.data(),
               panel.inherited);
-      std::copy_n(block, rows * n, rows_of.data());
+      for (int64_t j = 0; j < rows; ++j) std::copy_n(block + j * row, n, rows_of + j * panel_row);
       rows = inside_panel(n, rows_of, rows, panel, floor, noise + kept);
-      std::copy_n(rows_of.data(), rows * n, block);
+      for (int64_t j = 0; j < rows; ++j) std::copy_n(rows_of + j * panel_row, n, block + j * row);
     };
     std::fill_n(panel.length, width, 1.0);
     std::fill_n(panel.inherited, width, 0.0);
@@ -127,22 +130,22 @@ int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row,
 }
 
 template <class T>
-void complete_rows(int64_t n, T* q, int64_t kept, int64_t wanted) {
+void complete_rows(int64_t n, T* q, int64_t row, int64_t kept, int64_t wanted) {
   if (kept >= wanted) return;
   // missing[i] = ‖(I − QᵀQ) e_i‖²; its sum is n − kept ≥ 1, so the largest is at least 1/n and far above
   // noise.
   std::vector<double> missing(n, 1.0);
   for (int64_t k = 0; k < kept; ++k)
-    for (int64_t i = 0; i < n; ++i) missing[i] -= static_cast<double>(q[k * n + i]) * q[k * n + i];
+    for (int64_t i = 0; i < n; ++i) missing[i] -= static_cast<double>(q[k * row + i]) * q[k * row + i];
   std::vector<T> s(wanted);
   for (; kept < wanted; ++kept) {
     const int64_t best = std::max_element(missing.begin(), missing.end()) - missing.begin();
-    T* w = q + kept * n;
+    T* w = q + kept * row;
     std::fill_n(w, n, T(0));
     w[best] = 1;
     for (int pass = 0; pass < 3; ++pass) {
-      simd<T>().gemv(kept, n, q, n, w, s.data());
-      simd<T>().gemv_subtract(kept, n, q, n, s.data(), w);
+      simd<T>().gemv(kept, n, q, row, w, s.data());
+      simd<T>().gemv_subtract(kept, n, q, row, s.data(), w);
       const double length = norm(n, w);
       for (int64_t i = 0; i < n; ++i) w[i] = static_cast<T>(w[i] / length);
     }
@@ -154,7 +157,7 @@ void complete_rows(int64_t n, T* q, int64_t kept, int64_t wanted) {
 #define TK_INSTANTIATE(T)                                                                            \
   template int64_t orthonormalise_rows<T>(int64_t, const T*, int64_t, int64_t, int64_t, T*, int64_t, \
                                           double);                                                   \
-  template void complete_rows<T>(int64_t, T*, int64_t, int64_t);
+  template void complete_rows<T>(int64_t, T*, int64_t, int64_t, int64_t);
 TK_INSTANTIATE(float)
 TK_INSTANTIATE(double)
 #undef TK_INSTANTIATE

@@ -14,18 +14,19 @@ namespace tk {
 
 double semidefinite_cholesky(int64_t n, const double* g, double tolerance, double* lt) {
   constexpr int64_t nb = 32;
+  const int64_t step = padded<double>(n);
   double s[nb], skipped = 0;
-  std::fill_n(lt, n * n, 0.0);
+  std::fill_n(lt, n * step, 0.0);
   for (int64_t begin = 0; begin < n; begin += nb) {
     const int64_t end = std::min(n, begin + nb);
-    for (int64_t j = begin; j < end; ++j) std::copy_n(g + j * n + begin, n - begin, lt + j * n + begin);
+    for (int64_t j = begin; j < end; ++j) std::copy_n(g + j * n + begin, n - begin, lt + j * step + begin);
     if (begin > 0)
-      multiply<double>(end - begin, n - begin, begin, -1, lt + begin, 1, n, lt + begin, n, 1, 1,
-                       lt + begin * n + begin, n);
+      multiply<double>(end - begin, n - begin, begin, -1, lt + begin, 1, step, lt + begin, step, 1, 1,
+                       lt + begin * step + begin, step);
     for (int64_t j = begin; j < end; ++j) {
-      double* row = lt + j * n;
-      for (int64_t k = begin; k < j; ++k) s[k - begin] = lt[k * n + j];
-      simd<double>().gemv_subtract(j - begin, n - j, lt + begin * n + j, n, s, row + j);
+      double* row = lt + j * step;
+      for (int64_t k = begin; k < j; ++k) s[k - begin] = lt[k * step + j];
+      simd<double>().gemv_subtract(j - begin, n - j, lt + begin * step + j, step, s, row + j);
       const double pivot = row[j];
       std::fill(row + begin, row + j, 0.0);
       if (!(pivot > tolerance)) {

@@ -30,19 +30,20 @@ int64_t tangent_basis(const tk_tangent_basis_problem& p) {
   T* found = static_cast<T*>(p.found);
   std::fill_n(found, p.n * p.count, T(0));
   if (!all_finite(p.n * p.rank, basis) || !all_finite(p.n * p.count, directions)) return -1;
-  Buffer<T> w(p.n * p.count);
-  transpose(p.n, p.count, directions, p.count, w.data(), p.n);
+  const int64_t row = padded<T>(p.n);
+  Buffer<T> w(row * p.count);
+  transpose(p.n, p.count, directions, p.count, w.data(), row);
   int64_t live = 0;
   for (int64_t j = 0; j < p.count; ++j) {
-    const T* d = w.data() + j * p.n;
+    const T* d = w.data() + j * row;
     const double length = norm(p.n, d);
     if (!(length >= smallest_direction)) continue;
-    T* target = w.data() + live++ * p.n;
+    T* target = w.data() + live++ * row;
     for (int64_t i = 0; i < p.n; ++i) target[i] = static_cast<T>(d[i] / length);
   }
   const double tolerance = 8 * std::sqrt(static_cast<double>(p.n)) * std::numeric_limits<T>::epsilon();
   live = orthonormalise_rows<T>(p.n, basis, p.rank, 1, p.rank, w.data(), live, tolerance);
-  transpose(live, p.n, w.data(), p.n, found, p.count);
+  transpose(live, p.n, w.data(), row, found, p.count);
   return live;
 }
 

@@ -15,31 +15,33 @@ namespace tk {
 void tridiagonalise(int64_t n, double* a, double* d, double* e, double* v, double* tau) {
   constexpr int64_t nb = block_size, strip = 128;
   const SimdTable<double>& simd_table = simd<double>();
-  Buffer<double> w(2 * nb * n), x(2 * nb * n);  // W, in the end [W; V], and [V; W]
+  const int64_t step = padded<double>(n);
+  Buffer<double> w(2 * nb * step), x(2 * nb * step);  // W, in the end [W; V], and [V; W]
   double s[nb], q[nb];
-  std::fill_n(v, n * n, 0.0);
+  std::fill_n(v, n * step, 0.0);
   for (int64_t begin = 0; begin < n; begin += nb) {
     const int64_t end = std::min(n, begin + nb);
     for (int64_t j = begin; j < end; ++j) {
       const int64_t done = j - begin, rest = n - j - 1;
-      double* row = a + j * n + j;  // A − Vᵀ W − Wᵀ V is current; this row of it is brought up to date here
+      double* row =
+          a + j * step + j;  // A − Vᵀ W − Wᵀ V is current; this row of it is brought up to date here
       for (int64_t k = 0; k < done; ++k) {
-        s[k] = w[k * n + j];
-        q[k] = v[(begin + k) * n + j];
+        s[k] = w[k * step + j];
+        q[k] = v[(begin + k) * step + j];
       }
-      simd_table.gemv_subtract(done, rest + 1, v + begin * n + j, n, s, row);
-      simd_table.gemv_subtract(done, rest + 1, w + j, n, q, row);
+      simd_table.gemv_subtract(done, rest + 1, v + begin * step + j, step, s, row);
+      simd_table.gemv_subtract(done, rest + 1, w + j, step, q, row);
       d[j] = row[0];
       if (rest == 0) break;
-      double *own = v + j * n + j + 1, *y = w + done * n + j + 1;
+      double *own = v + j * step + j + 1, *y = w + done * step + j + 1;
       std::copy_n(row + 1, rest, own);
       e[j] = reflector(rest, own, tau[j]);
       // y = tau (A v − Vᵀ(W v) − Wᵀ(V v)), then w = y − ½ tau (yᵀv) v.
-      simd_table.symv(rest, a + (j + 1) * n + j + 1, n, own, y);
-      simd_table.gemv(done, rest, w + j + 1, n, own, s);
-      simd_table.gemv(done, rest, v + begin * n + j + 1, n, own, q);
-      simd_table.gemv_subtract(done, rest, v + begin * n + j + 1, n, s, y);
-      simd_table.gemv_subtract(done, rest, w + j + 1, n, q, y);
+      simd_table.symv(rest, a + (j + 1) * step + j + 1, step, own, y);
+      simd_table.gemv(done, rest, w + j + 1, step, own, s);
+      simd_table.gemv(done, rest, v + begin * step + j + 1, step, own, q);
+      simd_table.gemv_subtract(done, rest, v + begin * step + j + 1, step, s, y);
+      simd_table.gemv_subtract(done, rest, w + j + 1, step, q, y);
       double product;
       simd_table.gemv(1, rest, y, n, own, &product);
       const double half = 0.5 * tau[j] * tau[j] * product;
@@ -49,27 +51,28 @@ void tridiagonalise(int64_t n, double* a, double* d, double* e, double* v, doubl
     if (rest == 0) break;
     // A −= Vᵀ W + Wᵀ V, as one product of stacked rows, strip by strip of the upper triangle.
     for (int64_t k = 0; k < rank; ++k) {
-      std::copy_n(v + (begin + k) * n + end, rest, x + k * n);
-      std::copy_n(w + k * n + end, rest, x + (rank + k) * n);
+      std::copy_n(v + (begin + k) * step + end, rest, x + k * step);
+      std::copy_n(w + k * step + end, rest, x + (rank + k) * step);
     }
     for (int64_t k = 0; k < rank; ++k) {
-      std::copy_n(x + (rank + k) * n, rest, w + k * n);
-      std::copy_n(x + k * n, rest, w + (rank + k) * n);
+      std::copy_n(x + (rank + k) * step, rest, w + k * step);
+      std::copy_n(x + k * step, rest, w + (rank + k) * step);
     }
     for (int64_t i = 0; i < rest; i += strip)
-      multiply<double>(std::min(strip, rest - i), rest - i, 2 * rank, -1, x + i, 1, n, w + i, n, 1, 1,
-                       a + (end + i) * n + end + i, n);
+      multiply<double>(std::min(strip, rest - i), rest - i, 2 * rank, -1, x + i, 1, step, w + i, step, 1, 1,
+                       a + (end + i) * step + end + i, step);
   }
   tau[n - 1] = 0;
 }
 
 void back_transform(int64_t count, int64_t n, const double* v, const double* tau, double* rows) {
+  const int64_t step = padded<double>(n);
   double t[block_size * block_size];
   for (int64_t begin = (n - 1) / block_size * block_size; begin >= 0; begin -= block_size) {
     const int64_t w = std::min(block_size, n - begin);
-    const double* own = v + begin * n + begin;
-    block_factor(n - begin, w, own, n, tau + begin, t);
-    apply_block(count, n - begin, w, own, n, t, true, rows + begin, n);
+    const double* own = v + begin * step + begin;
+    block_factor(n - begin, w, own, step, tau + begin, t);
+    apply_block(count, n - begin, w, own, step, t, true, rows + begin, n);
   }
 }
 
