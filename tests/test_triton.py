@@ -64,6 +64,18 @@ def test_kernels_over_the_full_grid(tmp_path):
     _kernel_tests(tmp_path, "-m", "long")
 
 
+@pytest.mark.gpu
+def test_kernels_on_the_device():
+    """The kernels' tests, compiled and run; a process that deterministic algorithms may be asked of."""
+    process = _start(
+        *("-m", "pytest", "tests/triton_backend", "-p", "no:cacheprovider"),
+        TK_TRITON="cuda",
+        CUBLAS_WORKSPACE_CONFIG=":4096:8",
+    )
+    output, errors = process.communicate()
+    assert process.returncode == 0, output[-6000:] + errors[-2000:]
+
+
 def test_import_does_not_import_triton():
     code = "import sys, tucker_kernels, tucker_kernels.triton; sys.exit('triton' in sys.modules)"
     returncode, _, errors = _python("-c", code)

@@ -1,5 +1,8 @@
 """These tests run in processes of their own, which `tests/test_triton.py` starts: one process cannot both interpret and
-compile, and the choice is made before triton is imported."""
+compile, and the choice is made before triton is imported.
+
+TK_TRITON is "interpret", "compile", "cuda" (the kernels' tests on a device), or unset: an ordinary run collects none.
+"""
 
 import os
 import sys
@@ -8,18 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
-MODE = os.environ.get("TK_TRITON")  # "interpret", "compile", or nothing: an ordinary run, which collects none of these
-collect_ignore_glob = [] if MODE else ["test_*.py"]
+MODE = os.environ.get("TK_TRITON")
+TESTS = {
+    "interpret": ("test_kernels.py", "test_interpreted_operators.py"),
+    "compile": ("test_compiled.py",),
+    "cuda": ("test_kernels.py",),
+    None: (),
+}
+HERE = Path(__file__).parent
+collect_ignore = [path.name for path in HERE.glob("test_*.py") if path.name not in TESTS[MODE]]
 if MODE == "interpret":
-    collect_ignore_glob = ["test_compiled.py"]
     assert os.environ.get("TRITON_INTERPRET") == "1"
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(HERE))
     import interpreter  # noqa: F401 - before the kernels are imported
-elif MODE == "compile":
-    collect_ignore_glob = ["test_interpreted_*.py"]
+elif MODE == "cuda":
+    torch.set_default_device("cuda")
 
 if MODE:
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    sys.path.insert(0, str(HERE.parent))
 
     @pytest.fixture(autouse=True, scope="session")
     def _poisoned_memory():

@@ -1,4 +1,4 @@
-"""Every kernel in the strict interpreter against float64, over dtypes, windows, geometry and ragged sizes."""
+"""Every kernel against float64, over dtypes, windows, geometry and ragged sizes: interpreted, or on a GPU."""
 
 import itertools
 
@@ -81,7 +81,7 @@ def test_core_expand_takes_every_precision(precision):
     assert t is None
     expected = F.conv2d(z.double(), core.double(), padding=1)
     # The interpreter multiplies in float32 whatever the precision is; what it means is checked in the compiled code.
-    assert_close(y, _expanded(expected, out_factor), "tucker_core_expand")
+    assert_close(y, _expanded(expected, out_factor), "tucker_core_expand" + ("_tf32" if precision == "tf32" else ""))
 
 
 def test_relu_keeps_not_a_number_and_nothing_else_spreads():
