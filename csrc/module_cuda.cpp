@@ -288,7 +288,7 @@ tk_core_step step(const GivenStep& given) {
 #if defined(TK_CUDA_ARCHITECTURES)
 #define TK_CALL(function) function
 #else
-#define TK_CALL(function) nullptr
+#define TK_CALL(function) static_cast<decltype(&function)>(nullptr)  // untyped, std::bind would be chosen
 #endif
 
 }  // namespace
