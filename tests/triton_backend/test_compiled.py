@@ -102,7 +102,8 @@ def core_expand(kind, rank, pixels=1 << 18, transposed=False, stride=1, channels
 
 CORE_ROWS = [(kind, limit) for kind, rows in configs._CORE_EXPAND.items() for limit, *_ in rows]
 CORE_CASES = [
-    (kind, limit, what)
+    # The slowest to compile are in the grid below as well.
+    pytest.param(kind, limit, what, marks=pytest.mark.long if kind in ("ieee", "tf32") and what != "many" else ())
     for kind, rows in configs._CORE_EXPAND.items()
     for limit, many, few in rows
     for what in ("many", "few", "data gradient")

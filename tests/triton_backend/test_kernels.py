@@ -172,6 +172,23 @@ def test_tucker_linear_and_its_gradients(rows, n_in, n_out, r_in, r_out, dtype):
         assert_close(got, want, "tucker_linear_backward")
 
 
+def test_the_oracles_reject_planted_mistakes():
+    torch.manual_seed(5)
+    a, t = torch.randn(90, 20), torch.randn(90, 12)
+    with pytest.raises(AssertionError, match="error"):  # the pixels of one side shifted by one
+        assert_close(project_accumulate(a, None, t.roll(1, 0))[1], a.double().T @ t.double(), "project_accumulate")
+    z, d = torch.randn(2, 5, 6, 7), torch.randn(2, 4, 6, 7)
+    expected = torch.nn.grad.conv2d_weight(z.double(), (4, 5, 3, 3), d.double(), padding=1)
+    found = rank_space_wgrad(z, d, (3, 3), (1, 1), (1, 1))
+    assert_close(found, expected, "rank_space_wgrad")
+    with pytest.raises(AssertionError, match="error"):  # the window's axes swapped
+        assert_close(found.transpose(2, 3), expected, "rank_space_wgrad")
+    core, u, v = torch.randn(12, 12), torch.randn(30, 12), torch.randn(20, 12)
+    expected = a.double() @ v.double() @ core.double().T @ u.double().T
+    with pytest.raises(AssertionError, match="error"):  # the core transposed
+        assert_close(tucker_linear(a, core.T, u, v)[0], expected, "tucker_linear")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
