@@ -2,7 +2,7 @@
 //
 // One matrix product per o with depth inner, or, where inner is short, one per group of o that is gathered to
 // a depth of 256; inner = 1 is one product aᵀ b. The longer operand is the one that is read in place, so that
-// C may come out transposed. Small results (both sides to 128) over a long (o, i) are summed in up to eight
+// C may come out transposed. Small results (to 32,768 numbers) over a long (o, i) are summed in up to eight
 // chunks, whose number depends on the sizes only and which are added in order; otherwise threads split rows
 // or columns of C. Either way no bit depends on the number of threads. Sums are in T.
 #include "core/dispatch.h"
@@ -14,7 +14,8 @@
 namespace tk {
 namespace {
 
-constexpr int64_t gathered_depth = 256, shortest_direct = 64, shortest_chunk = 1024, most_chunks = 8;
+constexpr int64_t gathered_depth = 256, shortest_direct = 64, shortest_chunk = 1024, most_chunks = 8,
+                  largest_chunked = 1 << 15;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -71,7 +72,7 @@ tk_status cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer
   const CrossGram<T> g =
       flip ? CrossGram<T>{outer, q, p, inner, b, a} : CrossGram<T>{outer, p, q, inner, a, b};
   const int64_t pairs = outer * inner, grain = g.gathers() ? inner : 1;
-  const bool small = p <= 128 && q <= 128;
+  const bool small = p * q <= largest_chunked;
   const int64_t fitting =
       small ? least(most_chunks, least(pairs / shortest_chunk, (pairs + grain - 1) / grain)) : 1;
   const int64_t chunks = fitting > 1 ? fitting : 1;
