@@ -46,7 +46,7 @@ def multi_mode_dot(tensor, matrices, modes, transpose):
 
 
 def mode_order(shape, matrix_shapes, modes, transpose):
-    """Order in which a chain of mode products is cheapest: by shrinkage first (greedy, exact for two)."""
+    """Order in which a chain of mode products is cheapest: by shrinkage first (optimal, by adjacent exchange)."""
     sizes = [(r, c) if not transpose else (c, r) for r, c in matrix_shapes]
     # Product i before j costs less when 1/rows_i - 1/cols_i is larger: compare r_i n_j (n_i + r_j) both ways.
     return sorted(range(len(modes)), key=lambda k: 1 / max(sizes[k][1], 1) - 1 / max(sizes[k][0], 1))
