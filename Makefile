@@ -13,7 +13,7 @@ UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OPENBLAS_NUM_THREADS
 
 # Trains the main job and says where its picture and summary are.
 demo: $(VENV)/train
-	$(BIN)/tdlrt train --out runs/demo
+	$(BIN)/tdlrt train --out runs/demo --overwrite
 
 # OMP_WAIT_POLICY: two OpenMP pools on a busy machine otherwise stall in each other's spin barriers.
 test: emu
