@@ -390,6 +390,8 @@ def hosvd_truncate(
         new_cores[l] = cores[l] ×_i projections[l][i]ᵀ. ranks is an int64 device tensor (cores × most modes, 0 where a
         core has no such mode). error holds ‖C − C'×P‖/‖C‖ per core in float64; NaN marks a core with a NaN or Inf,
         which comes back unchanged with identity projections. A rank never exceeds the product of the others.
+        Where a core is already close to HOSVD form, as after a small training step, a back end may skip the
+        eigen-decomposition: the error stays within `tol`, and a rank may be one more than the smallest.
         Not differentiable.
 
     Source: De Lathauwer, De Moor & Vandewalle, "A multilinear singular value decomposition", 2000.

@@ -179,12 +179,12 @@ struct Truncation {
     return result;
   }
 
-  static void multiply_mode(const ModeProduct<T>& mode_product, const std::vector<T>& x, std::vector<T>& y) {
-    if (!mode_product.run(x.data(), y.data(), 1)) throw std::bad_alloc();
+  static void multiply_mode(const ModeProduct<T>& mode_product, const T* x, std::vector<T>& y) {
+    if (!mode_product.run(x, y.data(), 1)) throw std::bad_alloc();
   }
 
-  // x ×_groups matrices, from `sizes` to the ranks or back; the result replaces x.
-  void apply(std::vector<T>& x, bool expand) const {
+  // x ×_groups matrices, from the shape to the ranks or back.
+  std::vector<T> apply(const T* x, bool expand) const {
     const int64_t count = groups();
     int64_t from[TK_MAX_MODES], to[TK_MAX_MODES], order[TK_MAX_MODES];
     for (int64_t g = 0; g < count; ++g) {
@@ -194,6 +194,7 @@ struct Truncation {
       if (expand) std::swap(from[g], to[g]);
       order[g] = g;
     }
+    std::vector<T> result;
     // The mode that shrinks most comes first (grows least, when expanding).
     std::stable_sort(order, order + count, [&](int64_t a, int64_t b) {
       return 1.0 / to[a] - 1.0 / from[a] > 1.0 / to[b] - 1.0 / from[b];
@@ -205,9 +206,12 @@ struct Truncation {
       const int64_t outer = product(from, from + g), inner = product(from + g + 1, from + count);
       std::vector<T> y(outer * rows * inner);
       multiply_mode({outer, n, inner, rows, matrix.data(), expand ? 1 : n, expand ? rows : 1}, x, y);
-      x.swap(y);
+      result.swap(y);
+      x = result.data();
       from[g] = rows;
     }
+    if (result.empty()) result.assign(x, x + product(from, from + count));
+    return result;
   }
 
   // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it.
@@ -227,7 +231,7 @@ struct Truncation {
         leading_singular_vectors(old, others, unfolded, {-1, others, others}, rows);
       }
       std::vector<T> rotation(rows.data(), rows.data() + others * old), y(outer * others * inner);
-      multiply_mode({outer, old, inner, others, rotation.data(), old, 1}, small, y);
+      multiply_mode({outer, old, inner, others, rotation.data(), old, 1}, small.data(), y);
       small.swap(y);
       auto rotated = std::make_unique<Buffer<T>>(others * n);
       multiply<T>(others, n, old, 1, rotation.data(), old, 1, *vectors[mode], n, 1, 0, *rotated, n);
@@ -242,8 +246,7 @@ struct Truncation {
     const double kept = norm(small.size(), small.data());
     const double difference = energy - kept * kept;
     if (difference > Limits<T>::plain_difference * energy) return std::sqrt(difference / energy);
-    std::vector<T> back = small;
-    apply(back, true);
+    std::vector<T> back = apply(small.data(), true);
     for (int64_t i = 0; i < size(); ++i) back[i] -= core[i];
     return norm(size(), back.data()) / std::sqrt(energy);
   }
@@ -258,8 +261,7 @@ struct Truncation {
       std::copy_n(p.shape, d, ranks);
       return;
     }
-    std::vector<T> small(core, core + size());
-    apply(small, false);
+    std::vector<T> small = apply(core, false);
     make_feasible(small);
     relative_error = error(small);
     for (int64_t mode = 0; mode < d; ++mode)
