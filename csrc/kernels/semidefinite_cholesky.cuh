@@ -203,7 +203,8 @@ struct PackedCholesky {
     }
   }
 
-  // Which columns the output has: the kept ones first (packed), or each in its place.
+  // Which columns the output has: the kept ones first (packed), or each in its place. `source` is ready after
+  // the next barrier.
   __device__ int find_source(bool pack) const {
     int rank = 0;
     for (int j = 0; j < n; ++j) rank += kept(j);
@@ -217,7 +218,6 @@ struct PackedCholesky {
       if (kept(j)) source[before] = j;
       if (j >= rank) source[j] = n;
     }
-    __syncthreads();
     return rank;
   }
 };
