@@ -60,7 +60,7 @@ def check(plan, device):
                 assert owned > 0
                 expected += owned
             assert launch["work"] == expected
-            assert launch["grid"] == min(expected, 2 * multiprocessors)
+            assert launch["grid"] == min(expected, 4 * multiprocessors)
         else:
             assert launch["grid"] == len(problems)
         for p in problems:
