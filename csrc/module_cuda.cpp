@@ -1,6 +1,7 @@
-// The CUDA half of the bindings. NAME_cuda_plan(arguments…, multiprocessors) is in every build and shows what
-// an operator would launch. NAME_cuda(arguments…, workspace, bytes, stream) is there where kernels were
-// compiled; a workspace of 0 asks for its size. Addresses are integers; each problem is one tuple.
+// The CUDA half of the bindings. NAME_cuda_plan(arguments…, device) is in every build and shows what an
+// operator would launch. NAME_cuda(arguments…, workspace, bytes, stream) is there where kernels were
+// compiled; a workspace of 0 asks for its size. NAME_cuda_at(function, …) is the same with the C function at
+// an address, for kernels in another library. Addresses are integers; each problem is one tuple.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -138,11 +139,13 @@ py::dict describe(const tk::Plan& plan) {
   return out;
 }
 
-// Binds one operator, both ways. `convert` makes the C struct of what Python gives per problem.
+template <class Problem>
+using Call = tk_status(tk_dtype, int32_t, const Problem*, void*, int64_t*, void*);
+
+// Binds one operator, every way. `convert` makes the C struct of what Python gives per problem.
 template <class Given, class Problem>
 void bind(py::module_& m, const char* name, Problem (*convert)(const Given&),
-          tk::PlanFunction<Problem> make_plan,
-          tk_status (*call)(tk_dtype, int32_t, const Problem*, void*, int64_t*, void*)) {
+          tk::PlanFunction<Problem> make_plan, Call<Problem>* call) {
   const std::string what = name;
   const auto converted = [convert](const std::vector<Given>& given) {
     std::vector<Problem> problems;
@@ -158,15 +161,22 @@ void bind(py::module_& m, const char* name, Problem (*convert)(const Given&),
           what.c_str());
     return describe(plan);
   });
+  const auto run = [=](Call<Problem>* function, int dtype, const std::vector<Given>& given,
+                       uintptr_t workspace, int64_t bytes, uintptr_t stream) {
+    const auto problems = converted(given);
+    check(function(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
+                   reinterpret_cast<void*>(workspace), &bytes, reinterpret_cast<void*>(stream)),
+          what.c_str());
+    return bytes;
+  };
+  m.def((what + "_cuda_at").c_str(), [=](uintptr_t function, int dtype, const std::vector<Given>& given,
+                                         uintptr_t workspace, int64_t bytes, uintptr_t stream) {
+    return run(reinterpret_cast<Call<Problem>*>(function), dtype, given, workspace, bytes, stream);
+  });
   if (call != nullptr)
-    m.def((what + "_cuda").c_str(), [=](int dtype, const std::vector<Given>& given, uintptr_t workspace,
-                                        int64_t bytes, uintptr_t stream) {
-      const auto problems = converted(given);
-      check(call(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
-                 reinterpret_cast<void*>(workspace), &bytes, reinterpret_cast<void*>(stream)),
-            what.c_str());
-      return bytes;
-    });
+    m.def((what + "_cuda").c_str(),
+          [=](int dtype, const std::vector<Given>& given, uintptr_t workspace, int64_t bytes,
+              uintptr_t stream) { return run(call, dtype, given, workspace, bytes, stream); });
 }
 
 template <class T = void>

@@ -38,6 +38,7 @@ TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* tabl
 TK_EXPORT int64_t tk_emu_problem_bytes(const char* kernel, tk_dtype dtype) {
   const std::string name = kernel;
   const bool wide = dtype == TK_FLOAT64;
+  if (name == "grouped_gemm") return wide ? sizeof(tk::GemmProblem<double>) : sizeof(tk::GemmProblem<float>);
   if (name == "gram") return wide ? sizeof(tk::GramProblem<double>) : sizeof(tk::GramProblem<float>);
   if (name == "semidefinite_cholesky")
     return wide ? sizeof(tk::CholeskyProblem<double>) : sizeof(tk::CholeskyProblem<float>);
