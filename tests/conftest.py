@@ -33,7 +33,8 @@ def _poisoned(function):
     def allocate(*args, **kwargs):
         result = function(*args, **kwargs)
         if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "tucker_kernels":
-            result.fill_(torch.nan if result.is_floating_point() else -(2**15))
+            nonsense = 255 if result.dtype == torch.uint8 else -(2**15)  # bytes of 255 read as NaN too
+            result.fill_(torch.nan if result.is_floating_point() else nonsense)
         return result
 
     return allocate

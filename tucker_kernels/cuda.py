@@ -7,8 +7,12 @@ allocator on the current stream.
 
 Products take any size. Factorisations take matrices whose smaller side (for `tangent_basis` the number of directions,
 for `hosvd_truncate` the mode) is at most 1024; a call with a larger one goes to the reference, which waits for the
-device, and the log of `tucker_kernels` says so. In float64 what is rounding is decided by Gram matrices in float64,
-so relative sizes below about 1e-7 count as zero there, as they do in float32.
+device, and the log of `tucker_kernels` says so.
+
+Limits of the method: columns that are nearly dependent (remainder within about 1e3 of rounding) while later columns
+lean on them lose digits, because the inverse triangular factor is rounded to the matrix's type; in float64, what a
+Gram matrix in float64 cannot see (relative size 1e-7) counts as zero. QR and SVD leave exact zeros where a vector is
+not determined. Ranks chosen by tolerance are not cut further where one exceeds the product of the others.
 """
 
 import logging

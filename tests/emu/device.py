@@ -1,0 +1,34 @@
+"""The CUDA back end on host memory: its wrappers, bindings, launch plans and kernels, over the executor of csrc/emu."""
+
+import ctypes
+import importlib
+
+from emu import emulator
+from tucker_kernels import cuda
+
+backends = importlib.import_module("tucker_kernels.backends")  # the attribute of the package is the function
+
+
+class Emulated:
+    """Stands for the compiled module: NAME_cuda calls the C function tk_NAME_cuda of the emulator's library."""
+
+    def __getattr__(self, name):
+        bound = getattr(backends.native_module()[0], f"{name}_at")
+        function = ctypes.cast(getattr(emulator.library(), f"tk_{name}"), ctypes.c_void_p).value
+
+        def call(*args):
+            try:
+                return bound(function, *args)
+            finally:
+                emulator.check()  # the executor's own words, where it stopped the launch
+
+        return call
+
+
+def install(monkeypatch):
+    """Until the end of the test, operators on host tensors go to the emulated CUDA back end."""
+    monkeypatch.setattr(cuda, "_C", Emulated())
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setitem(backends.ORDER, "cpu", ("cuda", "reference"))
+    monkeypatch.setitem(backends.DEVICES, "cuda", ("cpu", "cuda"))
+    monkeypatch.setattr(backends, "_usable", lambda name: name in ("cuda", "reference"))

@@ -1,0 +1,341 @@
+"""The operators of the CUDA back end against the checks that the other back ends pass.
+
+Twice the same tests: `emulated`, with the device code on the host (csrc/emu), and `cuda`, on a GPU (marker gpu). Public
+functions are called, so wrappers, bindings, launch plans and kernels are all under test.
+"""
+
+import math
+
+import pytest
+import test_batched_svd
+import test_hosvd_truncate
+import test_tangent_basis
+import torch
+from matrix_families import cores, gaussian, matrices, orthonormal, tangent_problems
+from tolerances import TOLERANCES, assert_close
+
+import tucker_kernels as tk
+from tucker_kernels import cuda, reference
+
+FULL = (torch.float32, torch.float64)
+ALL = (*FULL, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "cuda":
+        available, reason = tk.backends()["cuda"]
+        if not available:
+            pytest.fail(f"the cuda back end cannot run: {reason}")
+        yield torch.device("cuda")
+        return
+    from emu import device as emulated
+
+    emulated.install(monkeypatch)
+    yield torch.device("cpu")
+
+
+# Where this back end is weaker than the contract, as the docstring of cuda.py says: nearly dependent columns that carry
+# large coefficients (the inverse factor is rounded to the matrix's type), and in float64 what a Gram matrix cannot see.
+BEYOND = ("vandermonde", "condition 1e-8")
+
+# ---- products ---------------------------------------------------------------------------------------------
+
+PRODUCTS = {
+    "vector": ((5,), {0: 3}),
+    "rows": ((70, 33), {0: 65}),
+    "columns": ((70, 33), {1: 20}),
+    "inner": ((7, 66, 9), {1: 70}),
+    "convolution": ((20, 12, 3, 3), {0: 9, 1: 8, 3: 2}),
+    "every mode": ((2, 3, 4, 5), {3: 5, 2: 4, 1: 3, 0: 2}),
+    "empty result": ((0, 4, 3), {1: 5}),
+    "empty sum": ((4, 0, 3), {1: 5}),
+    "eight modes": ((2,) * 8, {7: 3, 0: 1}),
+    "nine modes": ((2,) * 9, {8: 3}),
+}
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("dtype", ALL, ids=str)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_multi_mode_dot(name, dtype, transpose, device):
+    shape, rows = PRODUCTS[name]
+    x = gaussian(*shape).to(dtype)
+    ms = [gaussian(*((shape[m], r) if transpose else (r, shape[m])), seed=m + 1).to(dtype) for m, r in rows.items()]
+    y = tk.multi_mode_dot(x.to(device), [m.to(device) for m in ms], list(rows), transpose=transpose)
+    expected = reference.multi_mode_dot(x.double(), [m.double() for m in ms], list(rows), transpose)
+    assert_close(
+        y.cpu(), expected, "multi_mode_dot", scale=max(float(expected.abs().max()) if expected.numel() else 0, 1)
+    )
+
+
+def test_memory_format_is_kept(device):
+    x = gaussian(2, 7, 6, 5).float().to(memory_format=torch.channels_last).to(device)
+    y = tk.mode_dot(x, gaussian(4, 7, seed=1).float().to(device), 1)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(
+        y.cpu(), reference.mode_dot(x.cpu().double(), gaussian(4, 7, seed=1).float().double(), 1, False), "mode_dot"
+    )
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_derivatives(dtype, device):
+    x, m = gaussian(5, 6, 4).to(dtype), gaussian(3, 6, seed=1).to(dtype)
+    grads = []
+    for where, wide in ((device, dtype), (torch.device("cpu"), torch.float64)):
+        leaves = [t.to(where, wide).requires_grad_() for t in (x, m)]
+        apply = tk.mode_dot if wide is dtype else lambda t, f, k: torch.tensordot(f, t, ([1], [k])).movedim(0, k)
+        loss = (apply(*leaves, 1) ** 2).sum()
+        grads.append(torch.autograd.grad(loss, leaves))
+    for actual, expected in zip(*grads):
+        assert_close(actual.cpu(), expected, "multi_mode_dot")
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+@pytest.mark.parametrize(("outer", "inner"), [(3, 7), (130, 1), (1, 700), (40, 30), (2000, 1)])
+def test_cross_gram(outer, inner, dtype, device):
+    a, b = gaussian(outer, 5, inner).to(dtype), gaussian(outer, 70, inner, seed=1).to(dtype)
+    out = torch.ops.tucker_kernels.cross_gram(a.to(device), b.to(device), 1)
+    expected = torch.einsum("oik,ojk->ij", a.double(), b.double())
+    # Sums of up to 2,000 products in order: n u of their absolute values at the very worst, √n u in practice.
+    assert_close(out.cpu(), expected, "cross_gram", scale=float(torch.einsum("oik,ojk->ij", a.abs(), b.abs()).max()))
+
+
+# ---- orthonormalisation -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_tangent_basis_on_all_families_in_one_call(dtype, device):
+    problems = {name: (U.to(dtype), D.to(dtype), wanted) for name, (U, D, wanted) in tangent_problems().items()}
+    found, counts = tk.tangent_basis(*([p[i].to(device) for p in problems.values()] for i in (0, 1)))
+    assert counts.dtype == torch.int64
+    for (name, (U, D, wanted)), V, count in zip(problems.items(), found, counts.tolist()):
+        if name in BEYOND:
+            continue
+        try:
+            test_tangent_basis.check(U, D, V.cpu(), count)
+            assert wanted in (None, count), f"{count} columns found, not {wanted}"
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_problem_that_is_not_finite_is_marked_and_leaves_the_others_alone(bad, where, device):
+    U, D, wanted = (t.float() if isinstance(t, torch.Tensor) else t for t in tangent_problems()["gaussian"])
+    spoilt = [U.clone(), D.clone()]
+    spoilt[where][5, 3] = bad
+    found, counts = tk.tangent_basis(
+        [t.to(device) for t in (U, spoilt[0], U)], [t.to(device) for t in (D, spoilt[1], D)]
+    )
+    assert counts.tolist() == [wanted, -1, wanted]
+    assert not found[1].any()
+    assert torch.equal(found[0], found[2])
+    test_tangent_basis.check(U, D, found[0].cpu(), wanted)
+
+
+def test_company_changes_no_bit(device):
+    problems = [(U.float().to(device), D.float().to(device)) for U, D, _ in tangent_problems().values()]
+    together, _ = tk.tangent_basis([u for u, _ in problems], [d for _, d in problems])
+    for (U, D), V in list(zip(problems, together))[::5]:
+        assert torch.equal(tk.tangent_basis([U], [D])[0][0], V)
+
+
+def spectral(matrix):
+    return float(torch.linalg.matrix_norm(matrix, 2)) if min(matrix.shape) else 0.0
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_batched_qr_on_all_families_in_one_call(dtype, device):
+    """Columns of Q are orthonormal, or exactly zero where what was left of a column is rounding; QR is A to that."""
+    inputs = {name: A.to(dtype) for name, A in matrices().items()}
+    qs, rs = tk.batched_qr([A.to(device) for A in inputs.values()])
+    for (name, A), Q, R in zip(inputs.items(), qs, rs):
+        if name in BEYOND:
+            continue
+        Q, R = Q.cpu().double(), R.cpu().double()
+        kept = Q.norm(dim=0) > 0.5
+        gram = Q.T @ Q - torch.diag(kept.double())
+        assert spectral(gram) <= TOLERANCES["orthogonality"][dtype], name
+        assert not Q[:, ~kept].any(), name
+        assert not R[~kept].any(), name
+        assert not R.tril(-1).any(), name
+        assert (torch.diagonal(R) >= 0).all(), name
+        dependence = max(8 * math.sqrt(len(A)) * torch.finfo(dtype).eps, 3e-7 if (~kept).any() else 0)
+        if A.shape[0] >= A.shape[1]:
+            error = (Q @ R - A.double()).norm(dim=0)
+            assert (error <= dependence * A.double().norm(dim=0) + 1e-30).all(), name
+
+
+def test_qr_of_full_rank_is_the_unique_one(device):
+    A = gaussian(90, 40, seed=3).float()
+    (Q,), (R,) = tk.batched_qr([A.to(device)])
+    exact, triangle = torch.linalg.qr(A.double())
+    sign = torch.sign(torch.diagonal(triangle))
+    assert_close(Q.cpu(), exact * sign, "factorisation", scale=5)  # times the condition number, about 5
+    assert_close(R.cpu(), triangle * sign[:, None], "factorisation", scale=5 * float(triangle.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_batched_svd_on_all_families_in_one_call(dtype, device):
+    inputs = {name: A.to(dtype) for name, A in matrices().items()}
+    us, ss, vs = tk.batched_svd([A.to(device) for A in inputs.values()])
+    for (name, A), *factors in zip(inputs.items(), us, ss, vs):
+        U, s, Vh = (t.cpu() for t in factors)
+        short, long = (Vh.T, U) if A.shape[0] > A.shape[1] else (U, Vh.T)
+        own = TOLERANCES["orthogonality"][dtype]
+        assert spectral(short.double().T @ short.double() - torch.eye(len(s))) <= own, name
+        kept = long.double().norm(dim=0) > 0.5
+        assert spectral(long.double().T @ long.double() - torch.diag(kept.double())) <= own, name
+        expected = torch.linalg.svdvals(A.double())
+        # A Gram matrix in float64 ends at the square root of its own rounding.
+        allowed = max(2 * TOLERANCES["factorisation"][dtype], 3e-8) * float(expected[0])
+        assert (s[1:] <= s[:-1]).all(), name
+        assert float((s.double() - expected).abs().max()) <= allowed, name
+        assert spectral(U.double() * s.double() @ Vh.double() - A.double()) <= allowed, name
+
+
+@pytest.mark.parametrize("operator", [tk.batched_qr, tk.batched_svd])
+def test_factors_of_a_matrix_that_is_not_finite_are_nan(operator, device):
+    A, bad = gaussian(20, 7).float(), gaussian(20, 7).float()
+    bad[3, 3] = math.nan
+    for alone, first, spoilt in zip(operator([A.to(device)]), *zip(*operator([A.to(device), bad.to(device)]))):
+        assert torch.isnan(spoilt).all()
+        assert torch.equal(alone[0], first)
+
+
+# ---- truncation -------------------------------------------------------------------------------------------
+
+
+def truncated(dtype, device, **arguments):
+    inputs = {name: core.to(dtype) for name, core in cores().items()}
+    new, projections, ranks, error = tk.hosvd_truncate([c.to(device) for c in inputs.values()], **arguments)
+    assert ranks.dtype == torch.int64
+    assert error.dtype == torch.float64
+    return {
+        name: (core, (n.cpu(), [None if q is None else q.cpu() for q in p], r, e))
+        for (name, core), n, p, r, e in zip(inputs.items(), new, projections, ranks.tolist(), error.tolist())
+    }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tol", [0.5, 0.1, 0.01, 1e-3])
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_truncation_by_tolerance(dtype, tol, device, monkeypatch):
+    # Ranks that exceed the product of the others are not cut on the device: documented in cuda.py.
+    monkeypatch.setattr(test_hosvd_truncate, "feasible", lambda ranks, truncated: list(ranks))
+    test_hosvd_truncate.check_all(truncated(dtype, device, tol=tol), tol=tol)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tol", [0.3, 0.03])
+def test_truncation_per_mode(tol, device, monkeypatch):
+    monkeypatch.setattr(test_hosvd_truncate, "feasible", lambda ranks, truncated: list(ranks))
+    results = truncated(torch.float32, device, tol=tol, tolerance_mode="per_mode")
+    test_hosvd_truncate.check_all(results, tol=tol, per_mode=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [1, 3, 100])
+def test_truncation_to_given_ranks(rank, device):
+    for name, (core, result) in truncated(torch.float32, device, ranks=rank).items():
+        try:
+            test_hosvd_truncate.check(core, result, ranks=[rank] * core.ndim)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("modes", [(0,), (0, 2), ()])
+def test_chosen_modes(modes, device):
+    core = cores()["cube"].float()
+    new, projections, ranks, error = tk.hosvd_truncate([core.to(device)], tol=0.1, modes=modes)
+    kept = [None if p is None else p.cpu() for p in projections[0]]
+    result = (new[0].cpu(), kept, ranks[0].tolist(), float(error[0]))
+    test_hosvd_truncate.check(core, result, tol=0.1, truncated=list(modes))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_core_that_is_not_finite_comes_back_unchanged(bad, device):
+    good = cores()["cube"].float()
+    spoilt = good.clone()
+    spoilt[3, 4, 5] = bad
+    new, projections, ranks, error = tk.hosvd_truncate([good.to(device), spoilt.to(device)], tol=0.1)
+    assert torch.equal(new[1].cpu().isfinite(), spoilt.isfinite())
+    assert torch.equal(new[1].cpu()[spoilt.isfinite()], spoilt[spoilt.isfinite()])
+    assert ranks[1].tolist() == list(spoilt.shape)
+    assert torch.isnan(error[1])
+    assert all(torch.equal(p.cpu(), torch.eye(len(p))) for p in projections[1])
+    assert torch.isfinite(error[0])
+
+
+# ---- the core step ----------------------------------------------------------------------------------------
+
+STEPS = {
+    "plain": ("sgd", torch.optim.SGD, {}),
+    "nesterov": ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "dampening": ("sgd", torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+    "adam": ("adam", torch.optim.Adam, {"weight_decay": 0.1}),
+    "adamw": ("adamw", torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.9), "eps": 1e-6}),
+}
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+@pytest.mark.parametrize("name", STEPS)
+def test_core_step_is_the_optimiser_of_torch_on_padded_cores(name, dtype, device):
+    optimizer, oracle, options = STEPS[name]
+    small = [gaussian(*s).to(dtype) for s in ((4, 3, 3, 3), (5,), (10, 20), (2, 3, 1))]
+    large = [(8, 6, 3, 3), (7,), (20, 40), (2, 3, 1)]
+    padded = [torch.zeros(s, dtype=torch.float64) for s in large]
+    for p, c in zip(padded, small):
+        p[tuple(slice(0, n) for n in c.shape)] = c
+    parameters = [torch.nn.Parameter(p) for p in padded]
+    expected = oracle(parameters, lr=0.1, **options)
+    found, firsts, seconds = [c.to(device) for c in small], None, None
+    for step in (1, 2, 3):
+        gradients = [gaussian(*s, seed=step).to(dtype) for s in large]
+        for p, g in zip(parameters, gradients):
+            p.grad = g.double()
+        expected.step()
+        found, firsts, seconds, norms = cuda.core_step(
+            *(found, [g.to(device) for g in gradients], firsts, seconds),
+            optimizer=optimizer,
+            lr=0.1,
+            step=step,
+            **options,
+        )
+        for c, p, norm in zip(found, parameters, norms.tolist()):
+            assert_close(c.cpu(), p.detach(), "mode_dot")
+            assert norm == pytest.approx(float(c.double().norm()), rel=1e-12)
+
+
+def test_core_step_carries_nan(device):
+    core, gradient = torch.ones(3, 3, device=device), torch.ones(4, 4, device=device)
+    gradient[3, 3] = math.nan
+    (new,), _, _, norms = cuda.core_step([core], [gradient], lr=0.1)
+    assert torch.isnan(new[3, 3])
+    assert new.isnan().sum() == 1
+    assert torch.isnan(norms[0])
+
+
+# ---- sizes beyond one call's reach ------------------------------------------------------------------------
+
+
+def test_factorisations_above_the_limit_go_to_the_reference_and_say_so(device, caplog, monkeypatch):
+    monkeypatch.setattr(cuda, "_LARGEST", 8)
+    U, D = orthonormal(30, 5).float(), gaussian(30, 9).float()
+    with caplog.at_level("WARNING", logger="tucker_kernels"):
+        V, counts = tk.tangent_basis([U.to(device)], [D.to(device)])
+    assert "size 9 is above 8" in caplog.text
+    test_tangent_basis.check(U, D, V[0].cpu(), int(counts))
+
+
+@pytest.mark.parametrize("mistake", ["one entry", "columns exchanged"])
+def test_the_checks_see_planted_mistakes(mistake, device):
+    A = gaussian(20, 7).float()
+    U, s, Vh = (t[0].cpu() for t in tk.batched_svd([A.to(device)]))
+    if mistake == "one entry":
+        U[3, 4] += 1e-3
+    else:
+        U = U.flip(1)
+    with pytest.raises(AssertionError):
+        test_batched_svd.check(A, U, s, Vh)
