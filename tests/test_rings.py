@@ -21,7 +21,7 @@ ALLOWED = {  # inside tucker_kernels: which module may import which others; ever
     "reference": {"backends"},
     "library": {"backends", "reference"},
     "functions": {"library", "reference"},
-    "functional": {"functions", "library", "reference", "validation", "cost_model"},
+    "functional": {"backends", "functions", "library", "reference", "validation", "cost_model"},
 }
 
 

@@ -122,16 +122,6 @@ def test_memory_format_is_kept(name, path, dtype, last, backend):
         assert dx.is_contiguous(memory_format=wanted)
 
 
-def test_auto_takes_the_cheaper_path():
-    """At full rank the chain costs more than the dense convolution, at rank one far less."""
-    flops = tk.cost_model.tucker_conv_flops
-    for r, cheaper in ((2, "chain"), (60, "reconstruct")):
-        sizes = (4096, 4096, 64, 64, r, r, (3, 3))
-        other = {"chain": "reconstruct", "reconstruct": "chain"}[cheaper]
-        assert flops(cheaper, *sizes) < flops(other, *sizes)
-        assert tk.cost_model.choose_tucker_conv_path(*sizes) == cheaper
-
-
 @conv_problems
 def test_core_gradient(problem, backend):
     """⟨∇_W L, ·⟩ projected on arbitrary bases is ∇_W L ×_i U_iᵀ with ∇_W L from autograd of the dense weight."""

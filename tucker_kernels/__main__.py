@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import tucker_kernels
+from tucker_kernels import calibrate, cost_model
 from tucker_kernels.backends import native_module
 
 
@@ -150,8 +151,16 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m tucker_kernels", description="Says what was built, which back ends can run here, and why not."
     )
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["calibrate"],
+        help="measure the constants that choose between paths on this machine (seconds), and keep them",
+    )
     options = parser.parse_args(arguments)
-    if options.json:
+    if options.command == "calibrate":
+        print(cost_model.save(calibrate.measure()))
+    elif options.json:
         print(json.dumps(diagnosis(), indent=2))
     else:
         report(Console())

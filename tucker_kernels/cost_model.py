@@ -1,28 +1,183 @@
-"""Which path computes a Tucker convolution: operation counts, nothing measured.
+"""Which path computes a Tucker convolution: operation and byte counts, and a few constants of the machine.
 
-    chain        per pixel  2 (n_in r_in q + r_in r_out k + r_out n_out)   (q input pixels per output pixel)
-    reconstruct  per pixel  2 n_in n_out k, and once 2 r_in k n_out (r_out + n_in) for the weight
+    chain        three library convolutions: 1×1 → core window → 1×1
+    fused        the same in one kernel, where a back end has one: rank-space images stay in cache, taps outside the
+                 image are skipped, and 3×3 windows of stride 1 may run in tiles with 36 products instead of 144
+    reconstruct  the full weight, then one library convolution
 
-with k the number of window taps.
+    seconds = operations / (rate · threads) + bytes / bandwidth + launch · operators
+
+Training is three times a forward pass (its backward has two products for each of the forward's). The constants are
+shipped defaults, or what `python -m tucker_kernels calibrate` measured and wrote to `machine_file()`.
 """
 
+import dataclasses
+import json
 import math
+import os
+import warnings
+from pathlib import Path
 
 PATHS = ("chain", "fused", "reconstruct")
+HYSTERESIS = 0.1  # a path that is in use stays unless another is expected to take this much less time
 
 
-def tucker_conv_flops(path, pixels_in, pixels_out, n_out, n_in, r_out, r_in, window):
-    """Multiply-adds times two of one forward pass over `pixels_in` input and `pixels_out` output pixels."""
-    taps = math.prod(window)
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """Sizes of a Tucker convolution; a rank of None is a channel mode without a factor."""
+
+    batch: int
+    n_out: int
+    n_in: int
+    r_out: int | None
+    r_in: int | None
+    size: tuple
+    out_size: tuple
+    window: tuple
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+
+    @property
+    def ranks(self):
+        return (self.n_out if self.r_out is None else self.r_out, self.n_in if self.r_in is None else self.r_in)
+
+    @property
+    def pixels(self):
+        return self.batch * math.prod(self.size), self.batch * math.prod(self.out_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Constants of one dtype on one machine; rates are of one thread, in operations and bytes a second."""
+
+    chain: float
+    fused: float
+    dense: float
+    bandwidth: float
+    launch: float  # of one library convolution, in seconds
+    fused_launch: float
+
+
+# Measured on a Zen 4 core with AVX-512 (`python -m tucker_kernels calibrate`), rounded.
+DEFAULTS = {
+    "float32": Rates(9.0e10, 9.5e10, 1.0e11, 2.0e10, 1.0e-5, 3.0e-5),
+    "float64": Rates(2.0e10, 4.7e10, 2.0e10, 2.0e10, 1.0e-5, 3.0e-5),
+    "bfloat16": Rates(1.8e11, 8.0e10, 2.1e11, 2.0e10, 1.0e-5, 3.0e-5),
+}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def machine_file():
+    """Where the measured constants of this user's machine are kept."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "tucker-kernels" / "machine.json"
+
+
+def load(path=None):
+    """The constants per dtype: the shipped ones, replaced by those in the file. One that cannot be read is ignored."""
+    rates = dict(DEFAULTS)
+    path = machine_file() if path is None else Path(path)
+    try:
+        text = path.read_text()
+    except OSError:
+        if path.exists():
+            warnings.warn(f"{path} cannot be read; the shipped constants are used", stacklevel=2)
+        return rates
+    try:
+        found = {name: Rates(**values) for name, values in json.loads(text)["rates"].items() if name in DEFAULTS}
+        for name, values in found.items():
+            if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in dataclasses.astuple(values)):
+                raise ValueError(f"{name} has a constant that is not a positive number")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"{path} does not hold constants ({error}); the shipped ones are used. Run "
+            "`python -m tucker_kernels calibrate` to write it anew",
+            stacklevel=2,
+        )
+        return rates
+    return rates | found
+
+
+def save(rates, path=None):
+    """Writes constants per dtype so that `load` finds them; returns the path."""
+    path = machine_file() if path is None else Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"rates": {k: dataclasses.asdict(v) for k, v in rates.items()}}, indent=1) + "\n")
+    temporary.replace(path)
+    return path
+
+
+MACHINE = load()
+
+
+def _inside(conv):
+    """Taps that lie inside the image, summed over output pixels of one image."""
+    total = 1
+    for size, out, k, s, p, d in zip(conv.size, conv.out_size, conv.window, conv.stride, conv.padding, conv.dilation):
+        count = 0
+        for tap in range(k):
+            first = max(0, -(-(p - tap * d) // s))
+            count += max(0, min(out, -(-(size + p - tap * d) // s)) - first)
+        total *= count
+    return total
+
+
+def _wide(rank):
+    return -(-rank // 8) * 8  # half a vector
+
+
+def operations(path, conv):
+    """Multiply-adds times two of one forward pass."""
+    (r_out, r_in), (pixels_in, pixels_out), taps = conv.ranks, conv.pixels, math.prod(conv.window)
     if path == "reconstruct":
-        weight = 2 * taps * r_in * n_out * (r_out + n_in)
-        return 2 * pixels_out * n_in * n_out * taps + weight
-    first = 0 if r_in == n_in else 2 * pixels_in * n_in * r_in
-    last = 0 if r_out == n_out else 2 * pixels_out * r_out * n_out
-    return first + 2 * pixels_out * r_in * r_out * taps + last
+        weight = 2 * taps * r_in * conv.n_out * (r_out + conv.n_in)
+        return 2 * pixels_out * conv.n_in * conv.n_out * taps + weight
+    first = 0 if conv.r_in is None else 2 * pixels_in * conv.n_in * _wide(r_in)
+    last = 0 if conv.r_out is None else 2 * pixels_out * _wide(r_out) * conv.n_out
+    if path == "chain":
+        return first + 2 * pixels_out * _wide(r_in) * _wide(r_out) * taps + last
+    products = conv.batch * _inside(conv)
+    if conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
+        tiles = conv.batch * math.prod(-(-n // 4) for n in conv.out_size)
+        transforms = 420 * max(r_out, r_in) / (r_out * r_in) if r_out * r_in else 0
+        products = min(products, tiles * (40 + transforms) + 250)
+    return first + 2 * products * _wide(r_in) * _wide(r_out) + last
 
 
-def choose_tucker_conv_path(pixels_in, pixels_out, n_out, n_in, r_out, r_in, window):
-    """The path with the fewest operations; the chain on a tie, which needs less memory."""
-    sizes = (pixels_in, pixels_out, n_out, n_in, r_out, r_in, window)
-    return min(("chain", "reconstruct"), key=lambda path: tucker_conv_flops(path, *sizes))
+def memory(path, conv, bytes_per_element):
+    """Bytes of images that one forward pass reads and writes."""
+    (r_out, r_in), (pixels_in, pixels_out) = conv.ranks, conv.pixels
+    elements = pixels_in * conv.n_in + pixels_out * conv.n_out
+    if path == "chain":
+        elements += 2 * (pixels_in * r_in if conv.r_in is not None else 0)
+        elements += 2 * (pixels_out * r_out if conv.r_out is not None else 0)
+    return elements * bytes_per_element
+
+
+def seconds(path, conv, dtype="float32", training=False, threads=1, machine=None):
+    """Expected time of a forward pass, or of a forward and a backward pass."""
+    rates = (MACHINE if machine is None else machine)[dtype if dtype in DEFAULTS else "float32"]
+    rate = {"chain": rates.chain, "fused": rates.fused, "reconstruct": rates.dense}[path]
+    passes = 3 if training else 1
+    work = operations(path, conv) / (rate * threads) + memory(path, conv, BYTES[dtype]) / rates.bandwidth
+    launches = {
+        "chain": rates.launch * (1 + (conv.r_in is not None) + (conv.r_out is not None)),
+        "fused": rates.fused_launch,
+        "reconstruct": 4 * rates.launch,
+    }[path]
+    return passes * (work + launches)
+
+
+def choose(conv, paths=PATHS, previous=None, **how):
+    """The path with the least expected time; the first on a tie. `how`: arguments of `seconds`.
+
+    `previous`, the path in use, stays unless another is expected to be a tenth faster: ranks that move to and fro
+    do not make the path do the same.
+    """
+    times = {path: seconds(path, conv, **how) for path in paths}
+    best = min(times, key=times.get)
+    if previous in times and times[best] > (1 - HYSTERESIS) * times[previous]:
+        return previous
+    return best

@@ -1,33 +1,28 @@
-"""The `cpu` back end's convolutions: `csrc/cpu/tucker_conv.cpp` where it applies, else the chain of torch convolutions.
+"""The `cpu` back end's convolutions: `csrc/cpu/tucker_conv.cpp` for the path "fused", and the core gradient.
 
 The kernel reads and writes channels-last images; others are converted here. Sequences are images of one row.
 """
 
-import functools
-
 import torch
 
 from tucker_kernels import reference
-from tucker_kernels.backends import implements, log, native_module
+from tucker_kernels.backends import implements, native_module
 
 _C, _ = native_module()
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
-@functools.cache
-def _log_once(message):
-    log.info(message)
+def _refuse_image(image):
+    """Why the kernel cannot read this image, or nothing."""
+    if image.ndim > 4:
+        return f"{image.ndim - 2} window dimensions, and the kernel has 1 or 2"
+    if image.dtype not in _CODES:
+        return f"{image.dtype}, and the kernel has float32, float64 and bfloat16"
+    return ""
 
 
-def _fused(operator, image):
-    """Whether the fused kernel takes images like this one; says so when it does not."""
-    if image.ndim <= 4 and image.dtype in _CODES:
-        return True
-    _log_once(
-        f"{operator}: the fused CPU kernel takes 1-d and 2-d images in float32, float64 and bfloat16; for "
-        f"{image.ndim - 2}-d images in {image.dtype} the chain of torch convolutions runs instead"
-    )
-    return False
+def _refuse(image, path):
+    return _refuse_image(image) if path == "fused" else f"path {path!r}, which is left to torch's convolutions"
 
 
 def _image(tensor):
@@ -68,12 +63,8 @@ def _conv2d(input, n_out, core_shape, out_sizes, stride, padding, dilation):
     return [input.shape[0], input.shape[1], n_out, core_shape[1], core_shape[0], *flat]
 
 
-@implements("cpu")
+@implements("cpu", can_run=lambda *args: _refuse(args[0], args[-2]))
 def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
-    if path != "fused" or not _fused("tucker_conv", input):
-        return reference.tucker_conv_forward(
-            input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save
-        )
     sizes = [
         (s + 2 * p - d * (k - 1) - 1) // t + 1
         for s, k, t, p, d in zip(input.shape[2:], core.shape[2:], stride, padding, dilation)
@@ -98,12 +89,8 @@ def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, paddin
     )
 
 
-@implements("cpu")
+@implements("cpu", can_run=lambda *args: _refuse(args[1], args[-1]))
 def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path):
-    if path != "fused" or not _fused("tucker_conv", input):
-        return reference.tucker_conv_backward(
-            grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path
-        )
     x, dy = _image(input), _image(grad)
     weights = [_weight(w) for w in (core, out_factor, in_factor)]
     wide = weights[0].dtype
@@ -128,10 +115,8 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
     return tuple(input.new_empty(0) if r is None else r.to(input.dtype) for r in results)
 
 
-@implements("cpu")
+@implements("cpu", can_run=lambda *args: _refuse_image(args[0]))
 def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
-    if not _fused("rank_space_wgrad", input):
-        return reference.rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation)
     x, dy = _image(input), _image(grad)
     weights = [_weight(w) for w in (out_basis, in_basis)]
     r_out = grad.shape[1] if out_basis is None else out_basis.shape[1]

@@ -10,6 +10,7 @@ import math
 import torch
 
 from tucker_kernels import cost_model, reference, validation
+from tucker_kernels.backends import chosen
 from tucker_kernels.functions import (
     BatchedQR,
     BatchedSVD,
@@ -158,6 +159,24 @@ def _output_size(input, window, stride, padding, dilation):
     return sizes
 
 
+@torch.compiler.assume_constant_result  # asked once per compilation; the tracer cannot follow it
+def _has_compiled_convolution(device):
+    return device == "cpu" and chosen("tucker_conv_forward", device) == "cpu"
+
+
+@torch.compiler.assume_constant_result
+def _threads():
+    return torch.get_num_threads()
+
+
+def _cheapest_path(conv, input, training):
+    """The fused kernel takes part where its cost is known: on the CPU, if the compiled back end may be used."""
+    fused = input.ndim <= 4 and _has_compiled_convolution(input.device.type)
+    paths = ("chain", *(("fused",) if fused and input.dtype != torch.float16 else ()), "reconstruct")
+    name = str(input.dtype).removeprefix("torch.")
+    return cost_model.choose(conv, paths, dtype=name, training=training, threads=_threads())
+
+
 def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
     """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
 
@@ -191,17 +210,19 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     core = _multi_mode_dot(core, window_factors, range(2, core.ndim), False)
     window = core.shape[2:]
     sizes = _output_size(input, window, stride, padding, dilation)
+    operands = (input, core, out_factor, in_factor, bias)
     if path == "auto":
-        pixels_in = input.shape[0] * math.prod(input.shape[2:])
-        pixels_out = input.shape[0] * math.prod(sizes)
-        ranks = (core.shape[0], core.shape[1])
-        path = cost_model.choose_tucker_conv_path(pixels_in, pixels_out, n_out, n_in, *ranks, window)
+        conv = cost_model.Conv(
+            *(input.shape[0], n_out, n_in),
+            *(None if factor is None else factor.shape[1] for factor in (out_factor, in_factor)),
+            *(tuple(v) for v in (input.shape[2:], sizes, window, stride, padding, dilation)),
+        )
+        path = _cheapest_path(conv, input, _needs_gradient(*operands))
     if path == "reconstruct":
         weight = _multi_mode_dot(core, [out_factor, in_factor], (0, 1), False)
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
         y = convolution(input, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
-    operands = (input, core, out_factor, in_factor, bias)
     if _needs_gradient(*operands):
         return TuckerConv.apply(*operands, stride, padding, dilation, path, not recompute)
     return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]

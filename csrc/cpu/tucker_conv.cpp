@@ -15,7 +15,7 @@
 // result does not depend on the number of threads.
 #include "cpu/tucker_conv.h"
 
-#include "core/scratch.h"
+#include "cpu/window_product.h"
 
 namespace tk {
 namespace {
@@ -27,18 +27,16 @@ class Forward {
           const T* bias, S* y, S* z, S* t, int threads)
       : g_(g),
         unit_(simd<T>().tucker_conv->unit),
-        taps_(g.window[0] * g.window[1]),
+        core_(g, core, false),
         z_row_(g.size[1] * round_up(g.r_in, unit_)),
         z_image_(image_pitch<T>(g.size[0] * z_row_)),
         t_row_(g.out_size[1] * round_up(g.r_out, unit_)),
-        schedule_(schedule(g.batch, z_image_ * sizeof(T), threads)),
+        schedule_(schedule(g.batch, z_image_ * sizeof(T), group_bytes, threads)),
         in_bands_(g.size[0], g.size[1], schedule_.group, input_bytes / (g.n_in * sizeof(T)),
-                  schedule_.team_size),
-        out_bands_(g.out_size[0], g.out_size[1], schedule_.group, output_pixels, schedule_.team_size),
-        row_segments_(convolution_segments(axis(g, 0))),
-        column_segments_(convolution_segments(axis(g, 1))),
+                  schedule_.team_size, 1),
+        out_bands_(g.out_size[0], g.out_size[1], schedule_.group, output_pixels, schedule_.team_size,
+                   core_.row_multiple()),
         in_factor_(in_factor, 0, g.r_in, 1, 1, g.n_in, g.r_in),
-        core_(core, 1, taps_, g.r_in * taps_, taps_, g.r_in, g.r_out),
         out_factor_(out_factor, 0, 1, g.r_out, 1, g.r_out, g.n_out),
         x_{const_cast<S*>(x), g.size[0], g.size[1], g.n_in},
         y_{y, g.out_size[0], g.out_size[1], g.n_out},
@@ -54,7 +52,8 @@ class Forward {
     const int threads = schedule_.teams * schedule_.team_size;
 #pragma omp parallel num_threads(threads)
     {
-      pack_weights({&in_factor_, &core_, &out_factor_});
+      pack_weights({&in_factor_, &core_.weight(), &out_factor_});
+      core_.transform_weights();
       for (Member me(schedule_); me.team < schedule_.teams; me.next())
         for (const Range& images : schedule_.work[me.team]) {
           project(images, me);
@@ -67,22 +66,25 @@ class Forward {
   }
 
  private:
-  static constexpr int64_t input_bytes = 192 * 1024, output_pixels = 256;
+  static constexpr int64_t group_bytes = 384 * 1024, input_bytes = 192 * 1024, output_pixels = 256;
 
   struct ThreadScratch {
     T *x, *t, *y;
+    typename WindowProduct<T>::Scratch window;
   };
 
   // Where everything lies; returns the elements needed.
   int64_t carve(T* base) {
     Arena<T> arena(base);
-    for (Weight<T>* w : {&in_factor_, &core_, &out_factor_}) w->args.to = arena.take(w->elements());
+    for (Weight<T>* w : {&in_factor_, &out_factor_}) w->args.to = arena.take(w->elements());
+    core_.carve(arena);
     padded_bias_ = bias_ ? arena.take(round_up(g_.n_out, unit_)) : nullptr;
     buffers_.resize(schedule_.teams), scratch_.resize(schedule_.teams * schedule_.team_size);
     for (T*& z : buffers_) z = z_is_x() ? nullptr : arena.take(schedule_.group * z_image_);
     const int64_t in = schedule_.group * in_bands_.height * g_.size[1] * round_up(g_.n_in, unit_);
     const int64_t out = schedule_.group * out_bands_.height * g_.out_size[1] * round_up(g_.n_out, unit_);
     for (ThreadScratch& s : scratch_) {
+      core_.carve(arena, s.window);
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in);
       s.t = out_factor_.panels ? arena.take(schedule_.group * image_pitch<T>(out_bands_.height * t_row_))
                                : nullptr;
@@ -128,10 +130,7 @@ class Forward {
                              : View<T>{scratch.t,
                                        {image_pitch<T>((rows.end - rows.begin) * t_row_), t_row_,
                                         round_up(g_.r_out, unit_)}};
-      const auto& jobs =
-          plan.build(row_segments_, column_segments_, rows, count, g_.window[1], z.pitch, t.pitch);
-      simd<T>().tucker_conv->window({jobs.data(), int64_t(jobs.size()), z.data, core_.args.to,
-                                     last ? padded_bias_ : nullptr, t.data, taps_, g_.r_in, g_.r_out});
+      core_.run(plan, count, rows, z, t, last ? padded_bias_ : nullptr, scratch.window);
       if (!last) {
         if (t_.data) write_band(t, images, rows, t_);
         pointwise<T>(out_factor_, {t.data, t.pitch}, count, pixels, padded_bias_, y);
@@ -142,11 +141,11 @@ class Forward {
 
   const tk_conv2d& g_;
   const int unit_;
-  const int64_t taps_, z_row_, z_image_, t_row_;
+  WindowProduct<T> core_;
+  const int64_t z_row_, z_image_, t_row_;
   const Schedule schedule_;
   const Bands in_bands_, out_bands_;
-  const std::vector<Segment> row_segments_, column_segments_;
-  Weight<T> in_factor_, core_, out_factor_;
+  Weight<T> in_factor_, out_factor_;
   const Image<S> x_, y_, z_, t_;
   const T* bias_;
   T* padded_bias_ = nullptr;

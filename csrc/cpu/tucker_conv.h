@@ -64,8 +64,8 @@ struct Schedule {
   std::vector<std::vector<Range>> work;  // per team: groups of images
 };
 
-inline Schedule schedule(int64_t batch, int64_t bytes_per_image, int threads) {
-  constexpr int64_t budget = 384 * 1024;  // of a group's rank-space images, which should stay in the L2 cache
+// `budget`: bytes of a group's rank-space images, which should stay in the L2 cache.
+inline Schedule schedule(int64_t batch, int64_t bytes_per_image, int64_t budget, int threads) {
   Schedule s;
   const bool shared = batch < threads || (batch % threads && batch < 4 * threads);
   s.teams = shared ? 1 : threads;
@@ -107,12 +107,18 @@ struct Member {
 // Rows of the images of a group that are worked on together, about `pixels` pixels.
 struct Bands {
   int64_t rows, count, height;
-  Bands(int64_t rows, int64_t columns, int64_t images, int64_t pixels, int team_size) : rows(rows) {
-    const int64_t most = std::max<int64_t>(1, pixels / std::max<int64_t>(columns * images, 1));
-    count = std::max<int64_t>((rows + most - 1) / most, std::min<int64_t>(team_size, rows));
-    height = (rows + count - 1) / std::max<int64_t>(count, 1);
+  int64_t multiple;  // every band begins at a multiple of this
+  Bands(int64_t rows, int64_t columns, int64_t images, int64_t pixels, int team_size, int64_t multiple)
+      : rows(rows), multiple(multiple) {
+    const int64_t units = (rows + multiple - 1) / multiple;
+    const int64_t most = std::max<int64_t>(1, pixels / std::max<int64_t>(columns * images * multiple, 1));
+    count = std::max<int64_t>((units + most - 1) / most, std::min<int64_t>(team_size, units));
+    height = (units + count - 1) / count * multiple;
   }
-  Range operator[](int64_t i) const { return {rows * i / count, rows * (i + 1) / count}; }
+  Range operator[](int64_t i) const {
+    const int64_t units = (rows + multiple - 1) / multiple;
+    return {units * i / count * multiple, std::min(rows, units * (i + 1) / count * multiple)};
+  }
 };
 
 // A channels-last image tensor of the caller: batch × rows × columns × channels, dense.

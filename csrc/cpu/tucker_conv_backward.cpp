@@ -10,9 +10,8 @@
 // accumulated per thread, dU transposed so that vectors run along the channels, dcore as (tap, r_out, r_in).
 // Numerics: as forward; gradients of weights are summed per band, over bands in order, then over threads in
 // order: the same for every run with the same number of threads, not the same between numbers of threads.
-#include <initializer_list>
-
 #include "cpu/tucker_conv.h"
+#include "cpu/window_product.h"
 
 namespace tk {
 namespace {
@@ -36,19 +35,20 @@ class Backward {
         again_t_(o.d_out && !o.t),
         need_z_(o.d_core || again_t_),
         need_dz_(o.dx || o.d_in),
+        tiled_gradient_(o.d_core && prefer_tiled_gradient(g, threads)),
+        gradient_block_(gradient_block(g)),
+        core_(g, again_t_ ? o.core : nullptr, false),
+        core_back_(g, need_dz_ ? o.core : nullptr, true),
         z_pitch_(pitch(g.size, g.r_in)),
         dt_pitch_(pitch(g.out_size, g.r_out)),
-        schedule_(schedule(g.batch, (z_pitch_.image + dt_pitch_.image) * sizeof(T), threads)),
-        in_bands_(g.size[0], g.size[1], schedule_.group, band_pixels(g.n_in), schedule_.team_size),
-        out_bands_(g.out_size[0], g.out_size[1], schedule_.group, band_pixels(g.n_out), schedule_.team_size),
-        rows_(convolution_segments(axis(g, 0))),
-        columns_(convolution_segments(axis(g, 1))),
-        rows_back_(transposed_segments(axis(g, 0))),
-        columns_back_(transposed_segments(axis(g, 1))),
+        schedule_(schedule(g.batch, (z_pitch_.image + dt_pitch_.image) * sizeof(T),
+                           tiled_gradient_ ? 4 * group_bytes : group_bytes, threads)),
+        in_bands_(g.size[0], g.size[1], schedule_.group, band_pixels(g.n_in), schedule_.team_size,
+                  core_back_.row_multiple()),
+        out_bands_(g.out_size[0], g.out_size[1], schedule_.group, band_pixels(g.n_out), schedule_.team_size,
+                   core_.row_multiple()),
         reduce_in_(need_z_ && !o.z ? o.in_factor : nullptr, 0, g.r_in, 1, 1, g.n_in, g.r_in),
-        core_(again_t_ ? o.core : nullptr, 1, taps_, g.r_in * taps_, taps_, g.r_in, g.r_out),
         reduce_out_(o.out_factor, 0, g.r_out, 1, 1, g.n_out, g.r_out),
-        core_back_(need_dz_ ? o.core : nullptr, 1, g.r_in * taps_, taps_, taps_, g.r_out, g.r_in),
         expand_in_(o.dx ? o.in_factor : nullptr, 0, 1, g.r_in, 1, g.r_in, g.n_in),
         x_{const_cast<S*>(o.x), g.size[0], g.size[1], g.n_in},
         dx_{o.dx, g.size[0], g.size[1], g.n_in},
@@ -63,7 +63,9 @@ class Backward {
     const int threads = schedule_.teams * schedule_.team_size;
 #pragma omp parallel num_threads(threads)
     {
-      pack_weights({&reduce_in_, &core_, &reduce_out_, &core_back_, &expand_in_});
+      pack_weights({&reduce_in_, &core_.weight(), &reduce_out_, &core_back_.weight(), &expand_in_});
+      core_.transform_weights();
+      core_back_.transform_weights();
       const int thread = omp_get_thread_num(), present = omp_get_num_threads();
       for (int i = thread; i < threads; i += present)
         std::fill(scratch_[i].sums, scratch_[i].sums + sum_elements(), T(0));
@@ -73,8 +75,15 @@ class Backward {
           me.meet();
           output_side(images, me);
           me.meet();
+          if (tiled_gradient_) tiled_core_gradient(images, me);
           if (need_dz_) input_side(images, me);
           me.meet();
+        }
+      if (tiled_gradient_)
+        for (int i = thread; i < threads; i += present) {
+          const int64_t plane = g_.r_out * wide(g_.r_in);
+          simd<T>().tucker_conv->winograd->weight_adjoint(scratch_[i].d_core, plane, plane,
+                                                          scratch_[i].d_core, plane);
         }
 #pragma omp barrier
       reduce(thread, present);
@@ -88,8 +97,23 @@ class Backward {
   };
   struct ThreadScratch {
     T *x, *dy, *dx, *t, *dz, *sums, *d_core, *d_out, *d_in, *d_bias;
+    TileScratch<T> again, back, gradient;
   };
 
+  static constexpr int64_t group_bytes = 384 * 1024;
+
+  static int64_t gradient_block(const tk_conv2d& g) {
+    return std::clamp<int64_t>(800 * 1024 / (tile_taps * (g.r_in + g.r_out) * sizeof(T)), 32, 128);
+  }
+  // Tiles also pay the traffic of 36 sums instead of 9, at about 16 bytes a cycle.
+  static bool prefer_tiled_gradient(const tk_conv2d& g, int threads) {
+    const WindowCost c = window_cost<T>(g, g.out_size);
+    const double sums = tile_taps * double(g.r_in) * double(g.r_out) * 2 * sizeof(T) / 16;
+    const double transforms = 420 * double(std::max(g.r_in, g.r_out)) / simd<T>().lanes;
+    return c.tiles > 0 && c.tiles * (1.1 * tile_taps * c.products + transforms) +
+                                  (c.tiles / double(gradient_block(g)) + 2 * threads) * sums <
+                              0.9 * c.direct;
+  }
   static int64_t band_pixels(int64_t channels) {
     return std::min<int64_t>(384, std::max<int64_t>(64, 192 * 1024 / (channels * sizeof(T))));
   }
@@ -101,7 +125,9 @@ class Backward {
     return {image_pitch<T>((rows.end - rows.begin) * of.row), of.row, of.pixel};
   }
   int64_t wide(int64_t channels) const { return round_up(channels, unit_); }
-  int64_t core_sum() const { return o_.d_core ? taps_ * g_.r_out * wide(g_.r_in) : 0; }
+  int64_t core_sum() const {
+    return o_.d_core ? (tiled_gradient_ ? tile_taps : taps_) * g_.r_out * wide(g_.r_in) : 0;
+  }
   int64_t out_sum() const { return o_.d_out ? g_.r_out * wide(g_.n_out) : 0; }
   int64_t in_sum() const { return o_.d_in ? g_.r_in * wide(g_.n_in) : 0; }
   int64_t bias_sum() const { return o_.d_bias ? wide(g_.n_out) : 0; }
@@ -114,8 +140,9 @@ class Backward {
 
   int64_t carve(T* base) {
     Arena<T> arena(base);
-    for (Weight<T>* w : {&reduce_in_, &core_, &reduce_out_, &core_back_, &expand_in_})
-      w->args.to = arena.take(w->elements());
+    for (Weight<T>* w : {&reduce_in_, &reduce_out_, &expand_in_}) w->args.to = arena.take(w->elements());
+    core_.carve(arena);
+    core_back_.carve(arena);
     buffers_.resize(schedule_.teams), scratch_.resize(schedule_.teams * schedule_.team_size);
     for (Buffers& b : buffers_) {
       b.z = need_z_ && !z_direct() ? arena.take(schedule_.group * z_pitch_.image) : nullptr;
@@ -125,6 +152,13 @@ class Backward {
     const int64_t in = schedule_.group * in_bands_.height * g_.size[1];
     const int64_t out = schedule_.group * out_bands_.height * g_.out_size[1];
     for (ThreadScratch& s : scratch_) {
+      core_.carve(arena, s.again);
+      core_back_.carve(arena, s.back);
+      if (tiled_gradient_) {
+        s.gradient.source = arena.take(tile_taps * tile_step<T>(gradient_block_, z_pitch_.pixel));
+        s.gradient.result = arena.take(tile_taps * tile_step<T>(gradient_block_, dt_pitch_.pixel));
+        s.gradient.zero = arena.take(std::max(z_pitch_.pixel, dt_pitch_.pixel));
+      }
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dx = !o_.dx || direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dy = direct<T, S>(g_.n_out, unit_) ? nullptr : arena.take(out * wide(g_.n_out));
@@ -205,15 +239,13 @@ class Backward {
       if (o_.d_out) {
         View<T> t{scratch.t, band_pitch(dt_pitch_, rows)};
         if (again_t_) {
-          const auto& jobs = plan.build(rows_, columns_, rows, count, g_.window[1], z.pitch, t.pitch);
-          simd<T>().tucker_conv->window({jobs.data(), int64_t(jobs.size()), z.data, core_.args.to, nullptr,
-                                         t.data, taps_, g_.r_in, g_.r_out});
+          core_.run(plan, count, rows, z, t, nullptr, scratch.again);
         } else {
           t = view(t_, images, rows, scratch.t);
         }
         accumulate(t, g_.r_out, dy, g_.n_out, count, pixels, scratch.d_out);
       }
-      if (o_.d_core) core_gradient(rows, count, z, dt, scratch.d_core);
+      if (o_.d_core && !tiled_gradient_) core_gradient(rows, count, z, dt, scratch.d_core);
     }
   }
 
@@ -237,6 +269,39 @@ class Backward {
       }
   }
 
+  void tiled_core_gradient(const Range& images, const Member& me) {
+    const auto& kernels = *simd<T>().tucker_conv;
+    const TileScratch<T>& s = scratch_[me.thread].gradient;
+    T* sums = scratch_[me.thread].d_core;
+    const int64_t k = z_pitch_.pixel, n = dt_pitch_.pixel;
+    const int64_t down = tiles_of(g_.out_size[0]), across = tiles_of(g_.out_size[1]);
+    const TileGrid<T> patches{group_z(images, buffers_[me.team]),
+                              {g_.size[0], g_.size[1]},
+                              down,
+                              across,
+                              {-g_.padding[0], -g_.padding[1]}};
+    const TileGrid<T> tiles{
+        group_dt(images, buffers_[me.team]), {g_.out_size[0], g_.out_size[1]}, down, across, {0, 0}};
+    const int64_t count = images.count() * down * across;
+    const int64_t blocks = round_up((count + gradient_block_ - 1) / gradient_block_, me.step);
+    std::fill(s.zero, s.zero + std::max(k, n), T(0));
+    T *patch[patch_side * patch_side], *tile[tile_side * tile_side];
+    for (int64_t b = me.rank; b < blocks; b += me.step) {
+      const int64_t first = count * b / blocks, size = count * (b + 1) / blocks - first;
+      const int64_t z_step = tile_step<T>(size, k), dt_step = tile_step<T>(size, n);
+      for (int64_t i = 0; i < size; ++i) {
+        patches.template pixels<patch_side>(first + i, s.zero, patch);
+        kernels.winograd->input(patch, k, s.source + i * k, z_step);
+        tiles.template pixels<tile_side>(first + i, s.zero, tile);
+        kernels.winograd->output_adjoint(tile, n, s.result + i * n, dt_step);
+      }
+      for (int64_t i = 0; i < tile_taps; ++i) {
+        const PixelRun run{i * dt_step, i * z_step, size};
+        kernels.outer({&run, 1, s.result, s.source, n, k, g_.r_out, g_.r_in, sums + i * g_.r_out * k, k});
+      }
+    }
+  }
+
   void input_side(const Range& images, const Member& me) {
     const Buffers& buffers = buffers_[me.team];
     const ThreadScratch& scratch = scratch_[me.thread];
@@ -248,9 +313,7 @@ class Backward {
       const int64_t pixels = (rows.end - rows.begin) * g_.size[1];
       const View<T> dx = band_view<T>(dx_, images.begin, rows, unit_, scratch.dx);
       const View<T> dz = o_.in_factor ? View<T>{scratch.dz, band_pitch(z_pitch_, rows)} : dx;
-      const auto& jobs = plan.build(rows_back_, columns_back_, rows, count, g_.window[1], dt.pitch, dz.pitch);
-      simd<T>().tucker_conv->window({jobs.data(), int64_t(jobs.size()), dt.data, core_back_.args.to, nullptr,
-                                     dz.data, taps_, g_.r_out, g_.r_in});
+      core_back_.run(plan, count, rows, dt, dz, nullptr, scratch.back);
       if (o_.d_in)
         accumulate(dz, g_.r_in, view(x_, images, rows, scratch.x), g_.n_in, count, pixels, scratch.d_in);
       if (o_.dx && o_.in_factor) pointwise<T>(expand_in_, {dz.data, dz.pitch}, count, pixels, nullptr, dx);
@@ -289,12 +352,13 @@ class Backward {
   const BackwardOperands<T, S>& o_;
   const int unit_;
   const int64_t taps_;
-  const bool again_t_, need_z_, need_dz_;
+  const bool again_t_, need_z_, need_dz_, tiled_gradient_;
+  const int64_t gradient_block_;
+  WindowProduct<T> core_, core_back_;
   const Pitch z_pitch_, dt_pitch_;
   const Schedule schedule_;
   const Bands in_bands_, out_bands_;
-  const std::vector<Segment> rows_, columns_, rows_back_, columns_back_;
-  Weight<T> reduce_in_, core_, reduce_out_, core_back_, expand_in_;
+  Weight<T> reduce_in_, reduce_out_, expand_in_;
   const Image<S> x_, dx_, dy_, z_, t_;
   std::vector<Buffers> buffers_;
   std::vector<ThreadScratch> scratch_;

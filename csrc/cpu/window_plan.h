@@ -34,6 +34,7 @@ std::vector<Segment> transposed_segments(const Axis& axis);
 // The output positions for which tap `index` lies inside the image: [begin, end).
 struct Range {
   int64_t begin, end;
+  int64_t count() const { return end - begin; }
 };
 Range tap_range(const Axis& axis, int64_t index);
 

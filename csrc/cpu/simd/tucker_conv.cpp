@@ -58,11 +58,16 @@ int64_t panel_count(int64_t n) {
 }
 
 template <class T>
-void pack(const PackArgs<T>& g, int64_t panel) {
-  const int64_t all = padded<T>(g.n);
-  const int64_t full = all / (2 * W<T>);
+int64_t panel_start(int64_t n, int64_t panel) {
+  const int64_t all = padded<T>(n), full = all / (2 * W<T>);
   int64_t start = (panel < full ? panel : full) * 2 * W<T>;
   for (int64_t p = full; p < panel; ++p) start += panel_width<T>(all - start);
+  return start;
+}
+
+template <class T>
+void pack(const PackArgs<T>& g, int64_t panel) {
+  const int64_t all = padded<T>(g.n), start = panel_start<T>(g.n, panel);
   const int64_t width = panel_width<T>(all - start);
   const int64_t live = g.n - start < width ? g.n - start : width;
   constexpr int64_t block = 16;  // of k, so that interleaved taps are read from cache
@@ -224,9 +229,11 @@ void outer(const OuterArgs<T>& g) {
 
 }  // namespace
 
-extern const TuckerConvKernels<float> tucker_conv_f32 = {unit<float>, panel_count<float>, pack<float>,
-                                                         window<float>, outer<float>};
-extern const TuckerConvKernels<double> tucker_conv_f64 = {unit<double>, panel_count<double>, pack<double>,
-                                                          window<double>, outer<double>};
+extern const TuckerConvKernels<float> tucker_conv_f32 = {unit<float>,  panel_count<float>, panel_start<float>,
+                                                         pack<float>,  window<float>,      outer<float>,
+                                                         &winograd_f32};
+extern const TuckerConvKernels<double> tucker_conv_f64 = {
+    unit<double>,   panel_count<double>, panel_start<double>, pack<double>,
+    window<double>, outer<double>,       &winograd_f64};
 
 }  // namespace tk::TK_ISA

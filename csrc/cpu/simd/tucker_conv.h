@@ -59,19 +59,34 @@ struct OuterArgs {
   int64_t c_row;
 };
 
+// Winograd's F(4×4, 3×3); channels are padded, and transformed element ξ of channel c lies at ξ · step + c.
+template <class T>
+struct WinogradKernels {
+  void (*input)(const T* const* pixels, int64_t channels, T* out, int64_t step);  // Bᵀ d B of 6×6 pixels
+  void (*output_adjoint)(const T* const* pixels, int64_t channels, T* out, int64_t step);  // A dY Aᵀ of 4×4
+  // Aᵀ m A + bias to 4×4 pixels; null ones are outside the image.
+  void (*output)(const T* in, int64_t step, int64_t channels, const T* bias, T* const* pixels);
+  void (*weight)(const T* in, int64_t in_step, int64_t count, T* out, int64_t out_step);          // G g Gᵀ
+  void (*weight_adjoint)(const T* in, int64_t in_step, int64_t count, T* out, int64_t out_step);  // Gᵀ u G
+};
+
 template <class T>
 struct TuckerConvKernels {
   int unit;
   int64_t (*panel_count)(int64_t n);                     // packing work is shared by panels
+  int64_t (*panel_start)(int64_t n, int64_t panel);      // its first channel; the last panel's end
   void (*pack)(const PackArgs<T>& args, int64_t panel);  // fills one panel of to[taps · k · padded n]
   void (*window)(const WindowArgs<T>& args);
   void (*outer)(const OuterArgs<T>& args);
+  const WinogradKernels<T>* winograd;
 };
 
 }  // namespace tk
 
 #if defined(TK_ISA)
 namespace tk::TK_ISA {
+extern const WinogradKernels<float> winograd_f32;
+extern const WinogradKernels<double> winograd_f64;
 extern const TuckerConvKernels<float> tucker_conv_f32;
 extern const TuckerConvKernels<double> tucker_conv_f64;
 }  // namespace tk::TK_ISA

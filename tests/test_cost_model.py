@@ -1,0 +1,132 @@
+"""The path chooser: monotone, steady, overridable, and safe with any file. Times are the benchmark's business."""
+
+import dataclasses
+import itertools
+import json
+import warnings
+
+import pytest
+import torch
+
+import tucker_kernels as tk
+from tucker_kernels import cost_model
+
+LAYER = cost_model.Conv(32, 128, 128, 32, 32, (16, 16), (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
+DTYPES = ["float64", "float32", "bfloat16", "float16"]
+
+
+def larger(conv):
+    """The same layer with one size more at a time."""
+    for name in ("batch", "n_out", "n_in", "r_out", "r_in"):
+        for step in (1, 7, 64):
+            yield dataclasses.replace(conv, **{name: getattr(conv, name) + step})
+    for step in (1, 3, 16):
+        grown = tuple(n + step for n in conv.size)
+        yield dataclasses.replace(conv, size=grown, out_size=tuple(n + step for n in conv.out_size))
+
+
+@pytest.mark.parametrize("path", cost_model.PATHS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_work_is_never_expected_to_be_faster(path, training, dtype):
+    for r, size in itertools.product((1, 8, 32, 64), (1, 4, 7, 16)):
+        conv = dataclasses.replace(LAYER, r_out=r, r_in=r, size=(size, size), out_size=(size, size))
+        before = cost_model.seconds(path, conv, dtype, training)
+        assert before > 0
+        for other in larger(conv):
+            assert cost_model.seconds(path, other, dtype, training) >= before
+
+
+def test_more_threads_and_less_training_are_never_slower():
+    for path in cost_model.PATHS:
+        times = [cost_model.seconds(path, LAYER, threads=n) for n in (1, 2, 4)]
+        assert times == sorted(times, reverse=True)
+        assert cost_model.seconds(path, LAYER, training=True) > times[0]
+
+
+def test_operations_of_the_chain_are_those_of_three_convolutions():
+    pixels = 32 * 16 * 16
+    assert cost_model.operations("chain", LAYER) == 2 * pixels * (128 * 32 + 9 * 32 * 32 + 32 * 128)
+    whole = dataclasses.replace(LAYER, r_out=None, r_in=None)
+    assert cost_model.operations("chain", whole) == 2 * pixels * 9 * 128 * 128
+
+
+def test_taps_outside_the_image_are_not_counted():
+    conv = dataclasses.replace(LAYER, batch=1, size=(4,), out_size=(4,), window=(5,), stride=(1,), padding=(2,))
+    conv = dataclasses.replace(conv, dilation=(1,))
+    assert cost_model._inside(conv) == 3 + 4 + 4 + 3
+
+
+def test_low_rank_factors_and_full_rank_reconstructs():
+    low = dataclasses.replace(LAYER, r_out=4, r_in=4)
+    assert cost_model.choose(low, ("chain", "reconstruct")) == "chain"
+    full = dataclasses.replace(LAYER, r_out=128, r_in=128)
+    assert cost_model.choose(full, ("chain", "reconstruct")) == "reconstruct"
+
+
+def test_the_path_in_use_stays_until_another_is_a_tenth_faster():
+    def with_times(chain, fused):
+        rates = cost_model.Rates(1e30, 1e30, 1e30, 1e30, chain / 3, fused)
+        return {"float32": rates}
+
+    paths = ("chain", "fused")
+    for fused, expected in ((0.99, "chain"), (0.91, "chain"), (0.89, "fused"), (0.5, "fused")):
+        machine = with_times(1.0, fused)
+        assert cost_model.choose(LAYER, paths, machine=machine) == "fused"
+        assert cost_model.choose(LAYER, paths, previous="chain", machine=machine) == expected
+    assert cost_model.choose(LAYER, paths, previous="reconstruct", machine=with_times(1.0, 2.0)) == "chain"
+
+
+@pytest.mark.parametrize("path", cost_model.PATHS)
+def test_the_user_decides(path, monkeypatch):
+    """An explicit path does not ask the model."""
+    monkeypatch.setattr(cost_model, "choose", lambda *_, **__: pytest.fail("asked"))
+    tk.tucker_conv(torch.randn(1, 4, 5, 5), torch.randn(2, 2, 3, 3), [torch.randn(4, 2)] * 2 + [None] * 2, path=path)
+
+
+@pytest.mark.parametrize(("choice", "offered"), [("reference", False), ("cpu", True)])
+def test_fused_is_offered_where_a_back_end_has_it(choice, offered, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cost_model, "choose", lambda conv, paths, **_: asked.append(paths) or "chain")
+    with tk.use_backend(choice):
+        tk.tucker_conv(torch.randn(1, 4, 5, 5), torch.randn(2, 2, 3, 3), [torch.randn(4, 2)] * 2 + [None] * 2)
+    assert ("fused" in asked[0]) is offered
+
+
+def test_constants_survive_the_file(tmp_path):
+    path = tmp_path / "folder" / "machine.json"
+    found = {"float32": cost_model.Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}
+    assert cost_model.save(found, path) == path
+    assert cost_model.load(path) == cost_model.DEFAULTS | found
+
+
+def test_without_a_file_the_defaults_hold_silently(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cost_model.load(tmp_path / "none.json") == cost_model.DEFAULTS
+
+
+GOOD = dataclasses.asdict(cost_model.DEFAULTS["float32"])
+BROKEN = {
+    "empty": "",
+    "half written": '{"rates": {"float32"',
+    "another kind": "[1, 2]",
+    "a constant missing": json.dumps({"rates": {"float32": {"chain": 1.0}}}),
+    "not a number": json.dumps({"rates": {"float32": GOOD | {"chain": "fast"}}}),
+    "zero": json.dumps({"rates": {"float32": GOOD | {"bandwidth": 0}}}),
+    "nan": json.dumps({"rates": {"float32": GOOD | {"launch": float("nan")}}}),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_file_that_holds_no_constants_is_ignored_with_one_warning(content, tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_text(BROKEN[content])
+    with pytest.warns(UserWarning, match="calibrate") as caught:
+        assert cost_model.load(path) == cost_model.DEFAULTS
+    assert len(caught) == 1
+
+
+def test_the_file_follows_the_configuration_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert cost_model.machine_file() == tmp_path / "tucker-kernels" / "machine.json"
