@@ -77,7 +77,7 @@ def train_command(
         str, option("Whether --tol bounds the error of a weight or of each mode.", RANKS, one_of(TOLERANCE_MODES))
     ] = DEFAULTS["tolerance_mode"],
     integrator: Annotated[
-        str, option("Gradients per step: one, or two as published.", RANKS, one_of(tuple(INTEGRATORS)))
+        str, option("How a step finds bases and core; see tdlrt.TDLRT.", RANKS, one_of(tuple(INTEGRATORS)))
     ] = DEFAULTS["integrator"],
     epochs: Annotated[int | None, option("Passes over the data.", STEPS, at_least(1), by_data="epochs")] = None,
     batch_size: Annotated[int | None, option("Images per step.", STEPS, at_least(1), by_data="batch_size")] = None,
