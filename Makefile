@@ -9,7 +9,7 @@ EMU = -S . -G Ninja -DTK_CUDA=OFF -DTK_PYTHON=OFF -DTK_EMU=ON -DCMAKE_MAKE_PROGR
 UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OPENBLAS_NUM_THREADS=1 $(4) \
   LD_PRELOAD=$$($(CXX) -print-file-name=$(2)) $(BIN)/python -m pytest -p no:cacheprovider tests/emu -m sanitize
 
-.PHONY: demo test test-long emu sanitize lint format dev clean
+.PHONY: demo test test-long emu sanitize gpu-check lint format dev clean
 
 # Trains the main job and says where its picture and summary are.
 demo: $(VENV)/train
@@ -34,6 +34,10 @@ sanitize: $(VENV)/test
 	$(BIN)/cmake $(EMU) -B build/emu-thread -DTK_SANITIZE=thread
 	$(BIN)/cmake --build build/emu-thread --target tk_emu
 	$(call UNDER,thread,libtsan.so,setarch -R,TSAN_OPTIONS=halt_on_error=1)
+
+# Everything that needs a GPU, with the machine's own python3 (torch, pytest, pybind11, cmake, ninja, nvcc): under eight minutes.
+gpu-check:
+	$(PYTHON) bench/gpu_check.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -50,7 +50,8 @@ struct Device {
   int64_t shared_bytes;  // the most dynamic shared memory a block may have
 };
 
-// Blocks of a persistent grid that one multiprocessor is given: what the registers of the larger kernels allow.
+// Blocks of a persistent grid that one multiprocessor is given: what the registers of the larger kernels
+// allow.
 constexpr int32_t blocks_per_multiprocessor = 4;
 
 // Collects the launches of one operator. `build` is run twice with the same calls: first to learn how long

@@ -1,0 +1,63 @@
+"""The wrappers of the CUDA back end never read a value from the device.
+
+They run on tensors of the `meta` device, which hold no data: `.item()`, `.cpu()`, `bool(tensor)` and shapes by data
+raise there. The compiled module is replaced by the launch plans, which are host functions.
+"""
+
+import pytest
+import torch
+
+from tucker_kernels import cuda
+from tucker_kernels.backends import native_module
+
+_C, _reason = native_module()
+pytestmark = pytest.mark.skipif(_C is None, reason=_reason)
+
+
+class Planned:
+    """NAME_cuda(…) answers with the workspace that the plan needs and launches nothing."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(dtype, problems, workspace, size, stream):
+            self.calls.append(name)
+            return getattr(_C, f"{name}_plan")(dtype, problems, 0, 132, 230400)["workspace"]
+
+        return call
+
+
+def tensors(*shapes):
+    return [torch.randn(*shape, device="meta") for shape in shapes]
+
+
+CALLS = {
+    "mode_dot": lambda: cuda.mode_dot(*tensors((4, 5, 6), (3, 5)), 1, False),
+    "multi_mode_dot": lambda: cuda.multi_mode_dot(tensors((4, 5))[0], tensors((2, 4), (3, 5)), [0, 1], False),
+    "cross_gram": lambda: cuda.cross_gram(*tensors((4, 5, 6), (4, 3, 6)), 1),
+    "tangent_basis": lambda: cuda.tangent_basis(tensors((9, 3), (8, 2)), tensors((9, 3), (8, 2))),
+    "hosvd_truncate": lambda: cuda.hosvd_truncate(
+        tensors((4, 3), (5,)), [1, 1, 1], [0.1, -1.0], [1] * 3, [2] * 3, False
+    ),
+    "batched_qr": lambda: cuda.batched_qr(tensors((9, 3), (3, 9))),
+    "batched_svd": lambda: cuda.batched_svd(tensors((9, 3), (3, 9))),
+    "core_step": lambda: cuda.core_step(tensors((2, 2)), tensors((4, 4)), lr=0.1, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_wrappers_read_no_value(name, monkeypatch):
+    planned = Planned()
+    monkeypatch.setattr(cuda, "_C", planned)
+    monkeypatch.setattr(cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a copy from the host"))
+    CALLS[name]()
+    assert len(planned.calls) == 2  # the size of the workspace, then the launches
+
+
+def test_reading_a_value_would_be_seen():
+    (x,) = tensors((3,))
+    for read in (lambda: x.sum().item(), lambda: x.cpu(), lambda: bool(x.any()), lambda: x.nonzero()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
