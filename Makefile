@@ -20,7 +20,7 @@ test: emu
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 test-long: emu
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m long
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'long and not gpu'
 
 emu: $(VENV)/test
 	$(BIN)/cmake $(EMU) -B build/emu-plain
