@@ -1,7 +1,7 @@
 // Launch plan of batched_qr: Q from the block Gram–Schmidt of the leading columns, R = QᵀA.
 #include "core/dispatch.h"
 #include "cuda/operators.h"
-#include "cuda/orthonormalize.h"
+#include "cuda/orthonormalise.h"
 
 namespace tk {
 
@@ -38,7 +38,7 @@ tk_status batched_qr_plan(tk_dtype dtype, int32_t count, const tk_qr* problems, 
         r.flag = flags + i;
         r.on_flag = OnFlag::nan;
       }
-      orthonormalize(builder, all);
+      orthonormalise(builder, all);
       products.launch(builder);
     });
     return TK_OK;

@@ -61,7 +61,7 @@ tk_status batched_svd_plan(tk_dtype dtype, int32_t count, const tk_svd* problems
       eigenbases(builder, eigen);
       products.launch(builder);
       turned.launch(builder);
-      orthonormalize(builder, longer);
+      orthonormalise(builder, longer);
     });
     return TK_OK;
   });

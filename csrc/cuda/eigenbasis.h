@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-#include "cuda/orthonormalize.h"
+#include "cuda/orthonormalise.h"
 
 namespace tk {
 
@@ -69,7 +69,7 @@ void eigenbases(PlanBuilder& builder, const std::vector<Eigenproblem<T>>& all) {
   grams.launch(builder);
   factors.launch(builder);
   rotations.launch(builder);
-  orthonormalize(builder, bases);
+  orthonormalise(builder, bases);
 }
 
 }  // namespace tk

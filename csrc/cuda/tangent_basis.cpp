@@ -1,7 +1,7 @@
 // Launch plan of tangent_basis: one block Gram–Schmidt over all problems.
 #include "core/dispatch.h"
 #include "cuda/operators.h"
-#include "cuda/orthonormalize.h"
+#include "cuda/orthonormalise.h"
 
 namespace tk {
 
@@ -32,7 +32,7 @@ tk_status tangent_basis_plan(tk_dtype dtype, int32_t count, const tk_tangent* pr
         o.on_flag = OnFlag::zero;
         all.push_back(o);
       }
-      orthonormalize(builder, all);
+      orthonormalise(builder, all);
     });
     return TK_OK;
   });

@@ -189,7 +189,7 @@ class OrthonormalizePlan {
 };
 
 template <class T>
-void orthonormalize(PlanBuilder& builder, const std::vector<Orthonormalization<T>>& all) {
+void orthonormalise(PlanBuilder& builder, const std::vector<Orthonormalization<T>>& all) {
   OrthonormalizePlan<T>(builder, all).build();
 }
 
