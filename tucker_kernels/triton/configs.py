@@ -1,7 +1,7 @@
 """Tile sizes: one small, fixed table per kernel, keyed by dtype kind and padded sizes. No tuning at run time.
 
 Every row compiles for sm_90 within 232,448 bytes of shared memory, and without spills where the channel counts are
-multiples of 8 (up to 64 bytes for some sizes of the "ieee" rows); `tests/triton_backend/test_compiled.py` compiles them.
+multiples of 8 (up to 64 bytes for some sizes of the "ieee" rows); `tests/triton_backend/test_compiled.py` compiles all.
 
 Kinds: "half" (bfloat16 and float16) and, for float32, "tf32x3", "ieee" and "tf32" (`launch.py`).
 """
