@@ -159,12 +159,18 @@ def _output_size(input, window, stride, padding, dilation):
     return sizes
 
 
-@torch.compiler.assume_constant_result  # asked once per compilation; the tracer cannot follow it
+def _asked_once_per_compilation(function):
+    """`torch.compiler.assume_constant_result` without its import of the whole compiler (and of Triton) at this point."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_asked_once_per_compilation
 def _has_compiled_convolution(device):
     return device == "cpu" and chosen("tucker_conv_forward", device) == "cpu"
 
 
-@torch.compiler.assume_constant_result
+@_asked_once_per_compilation
 def _threads():
     return torch.get_num_threads()
 
