@@ -160,7 +160,7 @@ def _output_size(input, window, stride, padding, dilation):
 
 
 def _asked_once_per_compilation(function):
-    """`torch.compiler.assume_constant_result` without its import of the whole compiler (and of Triton) at this point."""
+    """`torch.compiler.assume_constant_result`, without importing the whole compiler (and Triton) for it."""
     function._dynamo_marked_constant = True
     return function
 
