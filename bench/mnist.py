@@ -18,8 +18,9 @@ from tdlrt.display import Quiet
 
 SETTINGS = {
     "small": {"tol": 0.16, "rank": 32, "weight_decay": 0.002},
-    # A larger rate makes the first steps so large that the relative tolerance cuts directions which are needed later.
-    "accurate": {"tol": 0.07, "rank": 50, "weight_decay": 0.0005, "lr": 0.02},
+    # Fixed ranks. The momentum of directions outside the bases is lost in every truncation, so less momentum and a
+    # larger rate train faster: 0.9 and 0.05 end near 98.6 %.
+    "accurate": {"tol": None, "rank": 64, "lr": 0.2, "momentum": 0.5, "batch_size": 64, "weight_decay": 0.0002},
     "dense": {"dense": True, "weight_decay": 0.0005},
 }
 
