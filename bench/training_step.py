@@ -10,6 +10,7 @@ candidates take turns in one process.
 import argparse
 import copy
 import gc
+import time
 
 import harness
 import literal
@@ -69,9 +70,13 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-literal", action="store_true")
+    parser.add_argument("--cpu-time", action="store_true", help="with --threads 1 on a busy machine: process time")
     parser.add_argument("--save", action="store_true", help="write bench/results/training_step.json")
     options = parser.parse_args(arguments)
 
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time adds up threads; it needs --threads 1")
+    clock = time.process_time if options.cpu_time else time.perf_counter
     torch.manual_seed(0)
     dense = models.build(options.model, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
     rows = []
@@ -81,7 +86,7 @@ def main(arguments=None):
             # basis_every=4 alternates: its median would be a core-only step, so a sample is four steps.
             four = found.pop("basis_every=4")
             found["basis_every=4"] = lambda four=four: [four() for _ in range(4)]
-            times = harness.compare(found, repeats=options.repeats)
+            times = harness.compare(found, repeats=options.repeats, clock=clock)
             times["basis_every=4"] /= 4
             for name, seconds in times.items():
                 rows.append(
