@@ -126,20 +126,21 @@ PYBIND11_MODULE(_C, m) {
                                      pointer<void>(y), pointer<void>(z), pointer<void>(t), threads),
           "tucker_conv_forward");
   });
-  // gradients: of input, core, out_factor, in_factor, bias; 0 where not wanted.
-  m.def("tucker_conv_backward_cpu", [](int dtype, const std::array<int64_t, 17>& geometry, uintptr_t grad,
-                                       uintptr_t x, uintptr_t z, uintptr_t t, uintptr_t core,
-                                       uintptr_t out_factor, uintptr_t in_factor,
-                                       const std::array<uintptr_t, 5>& gradients, int threads) {
-    py::gil_scoped_release release;
-    const tk_conv2d conv = conv2d(geometry);
-    const tk_conv2d_gradients wanted = {pointer<void>(gradients[0]), pointer<void>(gradients[1]),
-                                        pointer<void>(gradients[2]), pointer<void>(gradients[3]),
-                                        pointer<void>(gradients[4])};
-    check(tk_tucker_conv_backward_cpu(static_cast<tk_dtype>(dtype), &conv, pointer<const void>(grad),
-                                      pointer<const void>(x), pointer<const void>(z), pointer<const void>(t),
-                                      pointer<const void>(core), pointer<const void>(out_factor),
-                                      pointer<const void>(in_factor), &wanted, threads),
-          "tucker_conv_backward");
-  });
+  // gradients: of input, core, out_factor, in_factor, bias; 0 where not wanted. known: the leading block of
+  // the core's gradient that is left zero.
+  m.def("tucker_conv_backward_cpu",
+        [](int dtype, const std::array<int64_t, 17>& geometry, uintptr_t grad, uintptr_t x, uintptr_t z,
+           uintptr_t t, uintptr_t core, uintptr_t out_factor, uintptr_t in_factor,
+           const std::array<uintptr_t, 5>& gradients, const std::array<int64_t, 2>& known, int threads) {
+          py::gil_scoped_release release;
+          const tk_conv2d conv = conv2d(geometry);
+          const tk_conv2d_gradients wanted = {pointer<void>(gradients[0]), pointer<void>(gradients[1]),
+                                              pointer<void>(gradients[2]), pointer<void>(gradients[3]),
+                                              pointer<void>(gradients[4]), {known[0], known[1]}};
+          check(tk_tucker_conv_backward_cpu(
+                    static_cast<tk_dtype>(dtype), &conv, pointer<const void>(grad), pointer<const void>(x),
+                    pointer<const void>(z), pointer<const void>(t), pointer<const void>(core),
+                    pointer<const void>(out_factor), pointer<const void>(in_factor), &wanted, threads),
+                "tucker_conv_backward");
+        });
 }

@@ -98,11 +98,14 @@ SAMPLES = {
             [False, True, False, False, False],
         )
     ],
-    "rank_space_wgrad": lambda: [
-        wgrad_arguments(last, out_basis, in_basis)
-        for last in (False, True)
-        for out_basis, in_basis in ((True, True), (False, True), (True, False), (False, False))
-    ],
+    "rank_space_wgrad": lambda: (
+        [
+            wgrad_arguments(last, out_basis, in_basis)
+            for last in (False, True)
+            for out_basis, in_basis in ((True, True), (False, True), (True, False), (False, False))
+        ]
+        + [(*wgrad_arguments(False, True, True), known) for known in ([2, 1], [3, 2], [0, 1])]
+    ),
     "tangent_basis": lambda: [
         ([orthonormal(8, 3), orthonormal(5, 2)], [rand(8, 3), rand(5, 4)]),
         ([orthonormal(8, 3)], [rand(4, 8).T]),

@@ -136,9 +136,13 @@ def test_core_gradient(problem, backend):
     for i, factor in enumerate(factors):
         if factor is not None:
             expected = oracles.mode_dot(expected, factor, i, transpose=True)
-    actual = tk.tucker_conv_core_grad(input, grad, factors, problem.window, *problem.geometry)
+    arguments = (input, grad, factors, problem.window, *problem.geometry)
+    actual = tk.tucker_conv_core_grad(*arguments)
     assert_close(actual, expected, "core_grad", scale=max(float(dense.abs().max()), 1.0))
     assert not actual.requires_grad
+    expected[:1, :1] = 0
+    actual = tk.tucker_conv_core_grad(*arguments, known=(1, 1))
+    assert_close(actual, expected, "core_grad", scale=max(float(dense.abs().max()), 1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

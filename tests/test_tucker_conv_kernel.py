@@ -145,10 +145,16 @@ def test_core_gradient_in_augmented_bases(name, dtype, threads):
     expected = dense
     for i, basis in enumerate(bases):
         expected = oracles.mode_dot(expected, basis, i, transpose=True)
-    actual = tk.tucker_conv_core_grad(
-        input, grad, [*bases, *[None] * len(problem.window)], problem.window, *problem.geometry
-    )
-    assert_close(actual, expected, "core_grad")
+    arguments = (input, grad, [*bases, *[None] * len(problem.window)], problem.window, *problem.geometry)
+    assert_close(tk.tucker_conv_core_grad(*arguments), expected, "core_grad")
+    scale = float(expected.abs().max())
+    r_out, r_in = expected.shape[:2]
+    for known in ((r_out // 2, r_in // 2), (r_out, 9), (11, r_in), (1, r_in - 1), (r_out, r_in), (3, 0)):
+        known = tuple(min(k, r) for k, r in zip(known, (r_out, r_in)))
+        found, wanted = tk.tucker_conv_core_grad(*arguments, known), expected.clone()
+        wanted[: known[0], : known[1]] = 0
+        assert_close(found, wanted, "core_grad", scale)
+        assert not found[: known[0], : known[1]].any()
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])

@@ -181,6 +181,10 @@ CASES = [
     ),
     (lambda: conv_core_grad(factors=[*PAIR, m(5, 2), None]), ValueError, "factors[2] has 5 rows, but window[0] is 3"),
     (lambda: conv_core_grad(stride=0), ValueError, "stride is 0; allowed are integers from 1 on"),
+    (lambda: conv_core_grad(known=(4, 1)), ValueError, "known is (4, 1); allowed are two integers from 0 to (3, 2)"),
+    (lambda: conv_core_grad(known=(-1, 1)), ValueError, "known is (-1, 1); allowed are two integers from 0"),
+    (lambda: conv_core_grad(known=(1,)), ValueError, "known is (1,); allowed are two integers from 0 to (3, 2)"),
+    (lambda: conv_core_grad(known=3), TypeError, "known must be a sequence of integers, got int"),
     # tucker_linear
     (lambda: linear(input=m(7, 5)), ValueError, "input has shape (7, 5); its last dimension must be 4"),
     (lambda: linear(input=torch.tensor(1.0)), ValueError, "input has shape (); its last dimension must be 4"),

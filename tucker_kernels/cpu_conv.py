@@ -108,7 +108,7 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
         _conv2d(input, grad.shape[1], core.shape, grad.shape[2:], stride, padding, dilation),
         *(dy.data_ptr(), x.data_ptr(), *(_pointer(s) for s in saved)),
         *(_pointer(w) for w in weights),
-        *([_pointer(r) for r in results], torch.get_num_threads()),
+        *([_pointer(r) for r in results], [0, 0], torch.get_num_threads()),
     )
     if need_x:
         results[0] = _result(results[0], input, reference.format_of(input))
@@ -116,7 +116,7 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
 
 
 @implements("cpu", can_run=lambda *args: _refuse_image(args[0]))
-def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation, known=()):
     x, dy = _image(input), _image(grad)
     weights = [_weight(w) for w in (out_basis, in_basis)]
     r_out = grad.shape[1] if out_basis is None else out_basis.shape[1]
@@ -127,6 +127,6 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
         _CODES[input.dtype],
         _conv2d(input, grad.shape[1], gradient.shape, grad.shape[2:], stride, padding, dilation),
         *(dy.data_ptr(), x.data_ptr(), 0, 0, 0, *(_pointer(w) for w in weights)),
-        *([0, gradient.data_ptr(), 0, 0, 0], torch.get_num_threads()),
+        *([0, gradient.data_ptr(), 0, 0, 0], list(known) or [0, 0], torch.get_num_threads()),
     )
     return gradient.to(input.dtype)

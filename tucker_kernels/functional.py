@@ -234,7 +234,7 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
     return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]
 
 
-def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1):
+def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1, known=None):
     """Gradient of a convolution's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
 
     One layer-local contraction of the layer's input and output gradient. With augmented bases [U|V] it is the augmented
@@ -244,6 +244,8 @@ def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, pa
         input: (batch, C_in, *size); grad_output: (batch, C_out, *output size), the gradient of the loss.
         factors: as in `tucker_conv`; `None` where a mode is not factorised.
         window: the full window sizes; needed for window modes without a factor, and may be left out otherwise.
+        known: (output, input), how many leading channels of the two bases the caller has the gradient of. That block,
+            for all of the window, is not computed but zero.
 
     Returns: (r_out, r_in, *window ranks). Not differentiable.
     """
@@ -271,8 +273,15 @@ def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, pa
         raise ValueError(
             f"grad_output has shape {tuple(grad_output.shape)}; for this input and window it must be {expected}"
         )
+    known = [] if known is None else validation.integers("known", known)
+    if known:
+        ranks = [n if f is None else f.shape[1] for f, (n, _) in zip(factors, channels)]
+        if len(known) != 2 or not all(0 <= k <= r for k, r in zip(known, ranks)):
+            raise ValueError(f"known is {tuple(known)}; allowed are two integers from 0 to {tuple(ranks)}, or none")
     with torch.no_grad():
-        gradient = ops.rank_space_wgrad(input, grad_output, factors[0], factors[1], window, stride, padding, dilation)
+        gradient = ops.rank_space_wgrad(
+            input, grad_output, factors[0], factors[1], window, stride, padding, dilation, known
+        )
         return _multi_mode_dot(gradient, factors[2:], range(2, gradient.ndim), True)
 
 

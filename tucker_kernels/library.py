@@ -101,7 +101,7 @@ _define(
 )
 _define(
     "rank_space_wgrad(Tensor input, Tensor grad, Tensor? out_basis, Tensor? in_basis, int[] window, "
-    "int[] stride, int[] padding, int[] dilation) -> Tensor",
+    "int[] stride, int[] padding, int[] dilation, int[] known=[]) -> Tensor",
     reference.rank_space_wgrad,
     _first,
 )

@@ -183,10 +183,11 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
 
 
 @implements("reference")
-def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation, known=()):
     """wgrad(U_inᵀ x, U_outᵀ dy): a convolution's weight gradient seen in two channel bases, (r_out, r_in, *window).
 
-    With the augmented bases [U|V] it is the augmented core gradient of the one-pass step.
+    With the augmented bases [U|V] it is the augmented core gradient of the one-pass step, whose leading block the
+    backward pass has: the leading `known` channels (output, input) of the result are zero and need not be computed.
     """
     x, dy = channels_last(input), channels_last(grad)
     if in_basis is not None:
@@ -194,7 +195,10 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
     if out_basis is not None:
         dy = channels_last(_convolve(dy, _pointwise(out_basis.T, dy.ndim)))
     weight = x.new_empty(dy.shape[1], x.shape[1], *window)
-    return _convolution_backward(dy, x, weight, stride, padding, dilation, (False, True))[1].contiguous()
+    gradient = _convolution_backward(dy, x, weight, stride, padding, dilation, (False, True))[1].contiguous()
+    if known:
+        gradient[: known[0], : known[1]] = 0
+    return gradient
 
 
 # ---- orthonormalisation and truncation --------------------------------------------------------------------

@@ -22,6 +22,7 @@ struct BackwardOperands {
   const T *core, *out_factor, *in_factor;
   S* dx;
   T *d_core, *d_out, *d_in, *d_bias;
+  int64_t known[2];  // leading channels of d_core that are not computed, but zero
 };
 
 template <class T, class S>
@@ -263,10 +264,23 @@ class Backward {
                             b * z.pitch.image + row * z.pitch.row + column * z.pitch.pixel,
                             columns.end - columns.begin});
           }
-        simd<T>().tucker_conv->outer(
-            {runs.data(), int64_t(runs.size()), dt.data, z.data, dt.pitch.pixel, g_.stride[1] * z.pitch.pixel,
-             g_.r_out, g_.r_in, sums + (v * g_.window[1] + h) * g_.r_out * wide(g_.r_in), wide(g_.r_in)});
+        unknown_blocks({runs.data(), int64_t(runs.size()), dt.data, z.data, dt.pitch.pixel,
+                        g_.stride[1] * z.pitch.pixel, g_.r_out, g_.r_in,
+                        sums + (v * g_.window[1] + h) * g_.r_out * wide(g_.r_in), wide(g_.r_in)});
       }
+  }
+
+  // c += Σ a ⊗ b outside the known block, which is rounded down to whole units of channels.
+  void unknown_blocks(const OuterArgs<T>& all) const {
+    const int64_t rows = o_.known[0], columns = o_.known[1] / unit_ * unit_;
+    OuterArgs<T> part = all;
+    if (rows && columns && columns < all.n) {
+      part.m = rows, part.n -= columns, part.b += columns, part.c += columns;
+      simd<T>().tucker_conv->outer(part);
+    }
+    part = all;
+    if (columns) part.m -= rows, part.a += rows, part.c += rows * all.c_row;
+    if (part.m) simd<T>().tucker_conv->outer(part);
   }
 
   void tiled_core_gradient(const Range& images, const Member& me) {
@@ -297,7 +311,7 @@ class Backward {
       }
       for (int64_t i = 0; i < tile_taps; ++i) {
         const PixelRun run{i * dt_step, i * z_step, size};
-        kernels.outer({&run, 1, s.result, s.source, n, k, g_.r_out, g_.r_in, sums + i * g_.r_out * k, k});
+        unknown_blocks({&run, 1, s.result, s.source, n, k, g_.r_out, g_.r_in, sums + i * g_.r_out * k, k});
       }
     }
   }
@@ -335,7 +349,8 @@ class Backward {
       for (int64_t i = part.begin; i < part.end; ++i)
         for (int64_t tap = 0; tap < taps_; ++tap)
           for (int64_t j = 0; j < g_.r_in; ++j)
-            o_.d_core[(i * g_.r_in + j) * taps_ + tap] = total((tap * g_.r_out + i) * wide(g_.r_in) + j);
+            o_.d_core[(i * g_.r_in + j) * taps_ + tap] =
+                i < o_.known[0] && j < o_.known[1] ? T(0) : total((tap * g_.r_out + i) * wide(g_.r_in) + j);
     }
     const auto factor = [&](T* result, int64_t n, int64_t r, int64_t offset) {
       if (!result) return;
@@ -372,7 +387,8 @@ tk_status backward(const tk_conv2d& g, const tk_conv2d_gradients& d, const void*
       static_cast<const S*>(dy),        static_cast<const S*>(x),     static_cast<const S*>(z),
       static_cast<const S*>(t),         static_cast<const T*>(core),  static_cast<const T*>(out_factor),
       static_cast<const T*>(in_factor), static_cast<S*>(d.input),     static_cast<T*>(d.core),
-      static_cast<T*>(d.out_factor),    static_cast<T*>(d.in_factor), static_cast<T*>(d.bias)};
+      static_cast<T*>(d.out_factor),    static_cast<T*>(d.in_factor), static_cast<T*>(d.bias),
+      {d.known[0], d.known[1]}};
   return Backward<T, S>(g, operands, threads).run();
 }
 
@@ -386,6 +402,9 @@ tk_status tk_tucker_conv_backward_cpu(tk_dtype dtype, const tk_conv2d* conv, con
   if (!conv || !gradients || threads < 1 || tk::check_conv2d(*conv) != TK_OK) return TK_INVALID_ARGUMENT;
   if ((!in_factor && (conv->n_in != conv->r_in || gradients->in_factor)) ||
       (!out_factor && (conv->n_out != conv->r_out || gradients->out_factor)))
+    return TK_INVALID_ARGUMENT;
+  if (gradients->known[0] < 0 || gradients->known[0] > conv->r_out || gradients->known[1] < 0 ||
+      gradients->known[1] > conv->r_in)
     return TK_INVALID_ARGUMENT;
   if (!core && (gradients->input || gradients->in_factor || (gradients->out_factor && !t)))
     return TK_INVALID_ARGUMENT;

@@ -76,9 +76,11 @@ TK_API tk_status tk_tucker_conv_forward_cpu(tk_dtype dtype, const tk_conv2d* con
                                             const void* core, const void* out_factor, const void* in_factor,
                                             const void* bias, void* y, void* z, void* t, int threads);
 
-/* Outputs of the backward pass; null ones are not computed. */
+/* Outputs of the backward pass; null ones are not computed. The leading known[0]×known[1] block of channels
+ * of the core's gradient is not computed either, but set to zero. */
 typedef struct {
   void *input, *core, *out_factor, *in_factor, *bias;
+  int64_t known[2];
 } tk_conv2d_gradients;
 
 /* Gradients of the above from that of y. z and t are what the forward pass saved, null: computed again. core

@@ -132,6 +132,12 @@ def test_rank_space_wgrad_operator(which):
     exact = [None if b is None else b.double() for b in bases]
     wanted = reference.rank_space_wgrad(x.double(), grad.double(), *exact, [3, 3], *GEOMETRY)
     assert_close(found, wanted, "core_grad")
+    r_out, r_in = wanted.shape[:2]
+    for known in ((3, 2), (r_out, 5), (4, r_in), (r_out, r_in), (0, 4)):
+        wanted_part = wanted.clone()
+        wanted_part[: known[0], : known[1]] = 0
+        found = torch.ops.tucker_kernels.rank_space_wgrad(x, grad, *bases, [3, 3], *GEOMETRY, known)
+        assert_close(found, wanted_part, "core_grad", scale=float(wanted.abs().max()))
 
 
 def test_augmented_core_gradient():

@@ -48,7 +48,7 @@ def _backward_can_run(grad, input, z, t, core, out_factor, in_factor, stride, pa
     return _refuse_conv((grad, input), core, out_factor, in_factor, path)
 
 
-def _wgrad_can_run(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+def _wgrad_can_run(input, grad, out_basis, in_basis, window, stride, padding, dilation, known=()):
     return _refuse_images(input, grad)
 
 

@@ -87,12 +87,15 @@ def tucker_conv_backward(
     )
 
 
-def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation):
+def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation, known=()):
     """Both projections by the library, then the split weight gradient."""
     x, dy = channels_last(input), channels_last(grad)
     z = x if in_basis is None else _project(x, in_basis)
     d = dy if out_basis is None else _project(dy, out_basis)
-    return wgrad(z, d, window, stride, padding, dilation)
+    if not known or 0 in known:
+        return wgrad(z, d, window, stride, padding, dilation)
+    parts = [[p for p in image.tensor_split([n], 1) if p.shape[1]] for image, n in ((z, known[1]), (d, known[0]))]
+    return wgrad(*parts, window, stride, padding, dilation, known=0)
 
 
 def augmented_core_grad(input, grad, z, dt, out_directions, in_directions, known, stride, padding, dilation):

@@ -78,7 +78,7 @@ def rank_space_wgrad(
         z: one or two images (B, C_i, IH, IW) of the input side; d: one or two (B, A_i, OH, OW) of the output side.
             Channels-last; bfloat16, float16 or float32.
         window, stride, padding, dilation: of the convolution, one integer per window dimension.
-        known: (A_0, C_0, *window), the block between the first parts, copied instead of computed.
+        known: (A_0, C_0, *window), or a number, the block between the first parts, copied instead of computed.
         input_precision: for float32, "tf32x3" (default), "ieee" or "tf32".
 
     Returns: (ΣA, ΣC, *window), contiguous, in the dtype of `z`.
