@@ -9,7 +9,7 @@ EMU = -S . -G Ninja -DTK_CUDA=OFF -DTK_PYTHON=OFF -DTK_EMU=ON -DCMAKE_MAKE_PROGR
 UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OPENBLAS_NUM_THREADS=1 $(4) \
   LD_PRELOAD=$$($(CXX) -print-file-name=$(2)) $(BIN)/python -m pytest -p no:cacheprovider tests/emu -m sanitize
 
-.PHONY: demo test test-long emu sanitize gpu-check lint format dev clean
+.PHONY: demo test test-long bench emu sanitize gpu-check lint format dev clean
 
 # Trains the main job and says where its picture and summary are.
 demo: $(VENV)/train
@@ -21,6 +21,10 @@ test: emu
 
 test-long: emu
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m 'long and not gpu'
+
+# Operators and a training step, ours beside torch's, with pytest-benchmark; `ARGS="-k tucker_conv --benchmark-autosave"`.
+bench: $(VENV)/test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest bench --benchmark-enable --benchmark-columns=median,iqr,ops $(ARGS)
 
 emu: $(VENV)/test
 	$(BIN)/cmake $(EMU) -B build/emu-plain
