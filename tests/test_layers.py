@@ -8,7 +8,7 @@ import pickle
 import pytest
 import tdlrt
 import torch
-from tdlrt.layers import mode_ranks, replace_data
+from tdlrt.layers.base import mode_ranks, replace_data
 from torch import nn
 
 CONVOLUTIONS = [

@@ -6,9 +6,10 @@
 >>> loss.backward(); optimizer.step(); optimizer.zero_grad()
 """
 
+from tdlrt.adapters import adapt, adapter_state_dict, merge
 from tdlrt.convert import plan, prepare_ddp, to_dense, to_sequential, tuckerize
 from tdlrt.expansion import NonFiniteError
-from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
+from tdlrt.layers import TuckerAdapter, TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
 from tdlrt.optimizer import TDLRT
 from tdlrt.summary import Compression, compression, orthogonality_error, ranks
 
@@ -16,11 +17,15 @@ __all__ = [
     "TDLRT",
     "Compression",
     "NonFiniteError",
+    "TuckerAdapter",
     "TuckerConv1d",
     "TuckerConv2d",
     "TuckerConv3d",
     "TuckerLinear",
+    "adapt",
+    "adapter_state_dict",
     "compression",
+    "merge",
     "orthogonality_error",
     "plan",
     "prepare_ddp",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tdlrt.layers import TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
+from tdlrt.layers import TuckerAdapter, TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
 from tdlrt.reduction import ignore_in_ddp
 
 log = logging.getLogger("tdlrt")
@@ -41,6 +41,9 @@ def plan(model, skip=(), min_features=8):
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(id(module))
         if any(name.startswith(prefix) for prefix in blocked) or isinstance(module, TuckerLayer):
+            continue
+        if isinstance(module, TuckerAdapter):
+            blocked.append(f"{name}." if name else "")
             continue
         reason = next((why for kind, why in _LEFT_DENSE.items() if isinstance(module, kind)), None)
         if reason is not None:
@@ -85,6 +88,15 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
     """
     if ranks is not None and tol is not None:
         raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
+
+    def factorised(layer, ranks):
+        return TUCKER_CLASS[type(layer)].from_dense(layer, ranks=ranks, tol=tol, modes=modes)
+
+    return prepare_ddp(replace_eligible(model, factorised, ranks, skip, min_features))
+
+
+def replace_eligible(model, make, ranks, skip, min_features):
+    """The model with `make(layer, its ranks)` in the place of every eligible layer; what stays dense is logged."""
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
     decisions = plan(model, skip, min_features)
@@ -95,11 +107,9 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
     for name, layer, reason in ((d.name, d.layer, d.reason) for d in decisions):
         if reason is not None:
             log.info("left dense: %s (%s)", name or "the model itself", reason)
-            continue
-        if layer not in replaced:
-            own = _for_name(ranks, name) if isinstance(ranks, dict) else ranks
-            replaced[layer] = TUCKER_CLASS[type(layer)].from_dense(layer, ranks=own, tol=tol, modes=modes)
-    return prepare_ddp(_replace(model, replaced))
+        elif layer not in replaced:
+            replaced[layer] = make(layer, _for_name(ranks, name) if isinstance(ranks, dict) else ranks)
+    return replace_modules(model, replaced)
 
 
 def prepare_ddp(model):
@@ -130,7 +140,8 @@ def _for_name(ranks, name):
     return next((value for pattern, value in ranks.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 
-def _replace(model, replaced):
+def replace_modules(model, replaced):
+    """The model with every module that is a key of `replaced` exchanged for its value, wherever it is used."""
     if model in replaced:
         return replaced[model]
     for module in list(model.modules()):
@@ -141,16 +152,21 @@ def _replace(model, replaced):
 
 
 def to_dense(model):
-    """A copy of the model with every Tucker layer replaced by its dense layer."""
+    """A copy of the model with every Tucker layer replaced by its dense layer, and every adapter merged."""
     return _convert(model, lambda layer: layer.to_dense())
 
 
 def to_sequential(model):
-    """A copy of the model with every Tucker layer replaced by a chain of plain `nn.Conv*`/`nn.Linear` layers."""
+    """A copy of the model with every Tucker layer replaced by a chain of plain `nn.Conv*`/`nn.Linear` layers.
+
+    Adapters are merged: a sum is no chain.
+    """
     return _convert(model, lambda layer: layer.to_sequential())
 
 
 def _convert(model, function):
     model = copy.deepcopy(model)
+    adapters = {m: m.merge() for m in model.modules() if isinstance(m, TuckerAdapter)}
+    model = replace_modules(model, adapters)
     layers = {m for m in model.modules() if isinstance(m, TuckerLayer)}
-    return _replace(model, {layer: function(layer) for layer in layers})
+    return replace_modules(model, {layer: function(layer) for layer in layers})

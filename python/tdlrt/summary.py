@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tdlrt.layers import TuckerLayer
+from tdlrt.layers import TuckerAdapter, TuckerLayer
 
 
 @dataclass(frozen=True)
 class Compression:
     """Parameter counts of a model with Tucker layers.
 
-    parameters, dense_parameters: of the whole model, now and with dense weights.
+    parameters, dense_parameters: of the whole model, now and with dense weights (adapters merged).
     factorised_parameters, factorised_dense_parameters: of the Tucker weights alone (no biases).
     multiply_adds, dense_multiply_adds: per output pixel (convolution) or row (linear layer), summed over the layers.
     """
@@ -68,10 +68,11 @@ def compression(model):
     layers = list(tucker_layers(model).values())
     now = sum(layer_parameters(layer) for layer in layers)
     dense = sum(math.prod(layer.weight_shape) for layer in layers)
+    merged = sum(math.prod(m.delta.weight_shape) for m in model.modules() if isinstance(m, TuckerAdapter))
     total = sum(p.numel() for p in model.parameters())
     return Compression(
         parameters=total,
-        dense_parameters=total - now + dense,
+        dense_parameters=total - now + dense - merged,
         factorised_parameters=now,
         factorised_dense_parameters=dense,
         multiply_adds=sum(layer_multiply_adds(layer) for layer in layers),

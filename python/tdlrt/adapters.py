@@ -1,0 +1,57 @@
+"""Adapters: a pretrained model stays frozen, and a low-rank correction of its weights is trained by the same step.
+
+>>> model = tdlrt.adapt(model, ranks=8)
+>>> optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)
+>>> loss.backward(); optimizer.step(); optimizer.zero_grad()
+>>> model = tdlrt.merge(model)               # plain layers again
+"""
+
+import torch
+
+from tdlrt.convert import TUCKER_CLASS, prepare_ddp, replace_eligible, replace_modules
+from tdlrt.layers import TuckerAdapter
+
+
+def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
+    """Freezes a model and puts a trainable Tucker weight beside every eligible `Conv1d/2d/3d` and `Linear`.
+
+    Every weight becomes `W0 + Tucker` with a zero core and random orthonormal factors: the model computes what it
+    computed. A zero core gives the factors no gradient, so the first step of `TDLRT` moves cores only, and from the
+    second on bases and ranks follow the gradient.
+
+    Args:
+        model: changed in place and returned (a model that is itself one layer is returned as a new one). All of its
+            parameters are frozen; set `requires_grad` again on those that shall be trained too (a new head, norms).
+        ranks, modes, skip, min_features: as in `tuckerize`; `ranks` is where they start.
+
+    What gets no adapter is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
+    """
+    model.requires_grad_(False)
+
+    def adapter(layer, ranks):
+        dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
+        delta = TUCKER_CLASS[type(layer)].like(layer, ranks, modes, bias=False, dtype=dtype).train(layer.training)
+        torch.nn.init.zeros_(delta.core)
+        return TuckerAdapter(layer, delta)
+
+    return prepare_ddp(replace_eligible(model, adapter, ranks, skip, min_features))
+
+
+def merge(model):
+    """Folds every adapter into its dense layer, in place, and returns the model with plain layers; they stay frozen.
+
+    Exact to one rounding per weight. `tdlrt.to_dense(model)` does it in a copy.
+    """
+    adapters = {m: m.merge() for m in model.modules() if isinstance(m, TuckerAdapter)}
+    return replace_modules(model, adapters)
+
+
+def adapter_state_dict(model):
+    """The part of `model.state_dict()` that belongs to adapters: small, and loaded with `strict=False`.
+
+    >>> torch.save(tdlrt.adapter_state_dict(model), "adapter.pt")
+    >>> tdlrt.adapt(fresh_model).load_state_dict(torch.load("adapter.pt"), strict=False)
+    """
+    names = [n for n, m in model.named_modules() if isinstance(m, TuckerAdapter)]
+    prefixes = tuple(f"{name}.delta." if name else "delta." for name in names)
+    return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}

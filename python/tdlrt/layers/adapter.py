@@ -1,0 +1,42 @@
+"""A frozen dense layer plus a Tucker weight that is trained."""
+
+import torch
+from torch import nn
+
+
+class TuckerAdapter(nn.Module):
+    """`base(x) + delta(x)`: the dense layer as it was, and a Tucker layer of its geometry without a bias.
+
+    The core of `delta` starts at zero, so at first the layer computes exactly what `base` computes. A half-precision
+    base keeps its dtype; `delta` is float32 beside it.
+
+    Attributes:
+        base: the dense layer, frozen.
+        delta: the Tucker layer, which `TDLRT` trains like any other.
+    """
+
+    def __init__(self, base, delta):
+        super().__init__()
+        self.base, self.delta = base, delta
+
+    @property
+    def weight(self):
+        """The dense weight W0 + Tucker, in the dtype of W0; differentiable."""
+        return self.base.weight + self.delta.weight.to(self.base.weight.dtype)
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, input):
+        y = self.base(input)
+        if not torch.is_autocast_enabled(input.device.type):
+            input = input.to(self.delta.core.dtype)
+        return y + self.delta(input).to(y.dtype)
+
+    @torch.no_grad()
+    def merge(self):
+        """Adds the Tucker weight to that of `base`, which is returned; one rounding of the exact sum."""
+        weight = self.base.weight
+        weight.copy_(weight.double() + self.delta.double_weight())
+        return self.base

@@ -1,0 +1,215 @@
+"""What Tucker layers share: parameters of changing size, ranks, and the way from and to dense weights."""
+
+import math
+
+import torch
+from torch import nn
+
+import tucker_kernels as tk
+
+# modes="channels" | "all": which modes of the weight carry a factor.
+MODES = ("channels", "all")
+
+
+class TuckerLayer(nn.Module):
+    """What the Tucker layers share: `core`, `factors`, `bias`, ranks that may change, and conversion.
+
+    Attributes:
+        core: parameter, one dimension per mode of the weight; a mode without a factor keeps its full size.
+        factors: one entry per mode, a parameter (n_i, r_i) with orthonormal columns, or `None`.
+        bias: parameter or `None`.
+        path: "auto", "chain", "fused" or "reconstruct", passed to the operator.
+        train_bases: whether the forward pass asks for gradients of the factors; the optimiser clears it for steps that
+            update cores only.
+    """
+
+    def __init__(self, weight_shape, ranks, modes, bias, device=None, dtype=None):
+        super().__init__()
+        self.weight_shape = tuple(weight_shape)
+        self.path = "auto"
+        self.train_bases = True
+        modes = factorised_modes(modes, len(self.weight_shape))
+        ranks = mode_ranks(ranks, self.weight_shape, modes)
+        options = {"device": device, "dtype": dtype}
+        self.core = nn.Parameter(torch.empty(ranks, **options))
+        self.factors = nn.ParameterList(
+            nn.Parameter(torch.empty(n, r, **options)) if i in modes else None
+            for i, (n, r) in enumerate(zip(self.weight_shape, ranks))
+        )
+        if bias:
+            self.bias = nn.Parameter(torch.empty(self.out_features_of(self.weight_shape), **options))
+        else:
+            self.register_parameter("bias", None)
+
+    def out_features_of(self, shape):
+        return shape[0]
+
+    @property
+    def fan_in(self):
+        return math.prod(self.weight_shape) // self.out_features_of(self.weight_shape)
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """Random orthonormal factors, and a core that gives W the norm of torch's default initialisation.
+
+        Entries of a default weight have variance 1 / (3 fan_in); ‖W‖ = ‖core‖ because the factors are orthonormal.
+        """
+        for factor in self.factors:
+            if factor is not None:
+                nn.init.orthogonal_(factor)
+        norm = math.sqrt(math.prod(self.weight_shape) / (3 * self.fan_in))
+        self.core.normal_()
+        self.core.mul_(norm / torch.linalg.vector_norm(self.core))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.fan_in)
+            self.bias.uniform_(-bound, bound)
+
+    @property
+    def modes(self):
+        """The factorised modes."""
+        return tuple(i for i, factor in enumerate(self.factors) if factor is not None)
+
+    @property
+    def ranks(self):
+        """One rank per mode; the mode's size where it is not factorised."""
+        return tuple(self.core.shape)
+
+    @property
+    def weight(self):
+        """The dense weight, reconstructed: differentiable, in the shape the dense layer has."""
+        full = tk.tucker_to_tensor(self.core, list(self.factors))
+        return full.reshape(self.dense_shape)
+
+    def double_weight(self):
+        """`weight` computed in float64 whatever the layer's dtype."""
+        factors = [None if f is None else f.double() for f in self.factors]
+        return tk.tucker_to_tensor(self.core.double(), factors).reshape(self.dense_shape)
+
+    @property
+    def dense_shape(self):
+        return self.weight_shape
+
+    @torch.no_grad()
+    def assign(self, core, factors):
+        """Replaces core and factors in place by ones of any rank; the parameters stay the same objects."""
+        replace_data(self.core, core)
+        for own, new in zip(self.factors, factors):
+            if own is not None:
+                replace_data(own, new)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # A state dict carries its ranks in its shapes: take them over before torch compares sizes.
+        stored = [(self.core, "core")] + [(f, f"factors.{i}") for i, f in enumerate(self.factors) if f is not None]
+        for own, name in stored:
+            new = state_dict.get(prefix + name)
+            if new is not None and new.ndim == own.ndim and new.shape != own.shape:
+                replace_data(own, torch.empty_like(new, dtype=own.dtype, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _operands(self, input):
+        """Input, core, factors and bias, in autocast's dtype where it is on."""
+        factors = [f if f is None or self.train_bases else f.detach() for f in self.factors]
+        tensors = [input, self.core, self.bias, *factors]
+        device = input.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            tensors = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+        input, core, bias, *factors = tensors
+        return input, core, bias, factors
+
+    @classmethod
+    def _truncated(cls, weight, ranks, tol, modes):
+        """Core and factors of a dense weight by truncated HOSVD, at ranks or to a relative tolerance."""
+        modes = factorised_modes(modes, weight.ndim)
+        if ranks is not None and tol is not None:
+            raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
+        if tol is None:
+            bounds = {"ranks": mode_ranks(ranks, weight.shape, modes)}
+        else:
+            bounds = {"tol": tol}
+        work = weight.detach()
+        if work.dtype not in (torch.float32, torch.float64):
+            work = work.float()
+        (core,), (projections,), found, _ = tk.hosvd_truncate([work.contiguous()], modes=modes, **bounds)
+        found = found[0].tolist()
+        core = core[tuple(slice(0, r) for r in found)].contiguous()
+        return core, [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, found)]
+
+    def extra_repr(self):
+        return f"weight={self.weight_shape}, ranks={self.ranks}, modes={self.modes}, bias={self.bias is not None}"
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def replace_data(parameter, data):
+    """`parameter.data = data`, also when the shape changes while an old graph is alive.
+
+    torch keeps the gradient accumulator of a parameter, with the shape it had, as long as any graph that used it
+    (say the last loss) is referenced, and only a change of dtype makes it forget; hence the detour.
+    """
+    if parameter.shape != data.shape:
+        other = torch.float64 if data.dtype != torch.float64 else torch.float32
+        parameter.grad = None
+        parameter.data = torch.empty(0, dtype=other, device=data.device)
+    parameter.data = data
+
+
+def factorised_modes(modes, ndim):
+    """The mode numbers that "channels" (the first two), "all" or a sequence of numbers stands for."""
+    if modes == "channels":
+        return (0, 1)
+    if modes == "all":
+        return tuple(range(ndim))
+    if isinstance(modes, str) or not all(isinstance(m, int) and 0 <= m < ndim for m in modes):
+        raise ValueError(f"modes is {modes!r}; allowed are 'channels', 'all' or mode numbers from 0 to {ndim - 1}")
+    return tuple(sorted(set(modes)))
+
+
+def mode_ranks(ranks, shape, modes):
+    """One feasible rank per mode: from None (full), a fraction of each mode, an integer cap, or a tuple of caps.
+
+    Only factorised modes are reduced. A rank never exceeds the product of the others.
+    """
+    if isinstance(ranks, float):
+        if not 0 < ranks <= 1:
+            raise ValueError(f"ranks is {ranks}; a fraction must lie in (0, 1]")
+        wanted = [max(1, round(ranks * n)) for n in shape]
+    elif isinstance(ranks, int) and not isinstance(ranks, bool):
+        if ranks < 1:
+            raise ValueError(f"ranks is {ranks}; an integer must be at least 1")
+        wanted = [ranks] * len(shape)
+    elif ranks is None:
+        wanted = list(shape)
+    else:
+        wanted = list(ranks)
+        if len(wanted) == len(modes) < len(shape):
+            given = dict(zip(modes, wanted))
+            wanted = [given.get(i, n) for i, n in enumerate(shape)]
+        if len(wanted) != len(shape) or not all(isinstance(r, int) and r >= 1 for r in wanted):
+            raise ValueError(
+                f"ranks is {ranks!r}; allowed are a fraction in (0, 1], an integer, or one positive integer per mode "
+                f"({len(shape)}) or per factorised mode ({len(modes)})"
+            )
+    result = [min(r, n) if i in modes else n for i, (r, n) in enumerate(zip(wanted, shape))]
+    while infeasible := [i for i in modes if result[i] > math.prod(result) // result[i]]:
+        result[infeasible[0]] = math.prod(result) // result[infeasible[0]]
+    return tuple(result)
+
+
+@torch.no_grad()
+def copied(layer, weight, bias):
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return layer
+
+
+@torch.no_grad()
+def filled(new, dense, core, factors):
+    dtype = dense.weight.dtype
+    new.assign(core.to(dtype), [None if f is None else f.to(dtype) for f in factors])
+    if dense.bias is not None:
+        new.bias.copy_(dense.bias)
+    new.requires_grad_(dense.weight.requires_grad)
+    return new.train(dense.training)

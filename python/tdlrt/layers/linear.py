@@ -1,0 +1,101 @@
+"""The linear layer with a Tucker weight."""
+
+import math
+
+from torch import nn
+
+import tucker_kernels as tk
+from tdlrt.layers.base import TuckerLayer, copied, filled
+
+
+class TuckerLinear(TuckerLayer):
+    """Linear layer whose weight, seen as (*out_modes, *in_modes), is Tucker; two modes are U C Vᵀ.
+
+    in_features, out_features: an integer, or a tuple of mode sizes whose product is the number of features.
+    ranks: a fraction, an integer cap, a tuple, or None (full). Every mode carries a factor unless `modes` names fewer.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, ranks=None, modes="all", device=None, dtype=None):
+        in_modes, out_modes = _mode_sizes("in_features", in_features), _mode_sizes("out_features", out_features)
+        self.out_modes = len(out_modes)
+        super().__init__((*out_modes, *in_modes), ranks, _linear_modes(modes), bias, device, dtype)
+        self.in_features, self.out_features = math.prod(in_modes), math.prod(out_modes)
+        self.reset_parameters()
+
+    def out_features_of(self, shape):
+        return math.prod(shape[: self.out_modes])
+
+    @property
+    def dense_shape(self):
+        return (self.out_features, self.in_features)
+
+    def forward(self, input):
+        x, core, bias, factors = self._operands(input)
+        return tk.tucker_linear(x, core, factors, bias, self.out_modes, path=self.path)
+
+    def core_gradient(self, input, grad_output, factors):
+        """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
+
+        Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
+        """
+        x, grad_output = input.to(self.core.dtype), grad_output.to(self.core.dtype)
+        return tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
+
+    @classmethod
+    def like(cls, layer, ranks, modes, bias, dtype, in_modes=None, out_modes=None):
+        """A fresh Tucker layer with the features of an `nn.Linear`, on its device."""
+        sizes = in_modes or layer.in_features, out_modes or layer.out_features
+        return cls(*sizes, bias=bias, ranks=ranks, modes=modes, device=layer.weight.device, dtype=dtype)
+
+    @classmethod
+    def from_dense(cls, layer, ranks=None, tol=None, modes="all", in_modes=None, out_modes=None):
+        """The Tucker layer nearest to an `nn.Linear` by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
+
+        in_modes, out_modes: mode sizes to fold the features into; default one mode on each side.
+        """
+        if type(layer) is not nn.Linear:
+            raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
+        sizes_in = _mode_sizes("in_modes", in_modes or layer.in_features, layer.in_features)
+        sizes_out = _mode_sizes("out_modes", out_modes or layer.out_features, layer.out_features)
+        modes = _linear_modes(modes)
+        core, factors = cls._truncated(layer.weight.reshape(*sizes_out, *sizes_in), ranks, tol, modes)
+        new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype, sizes_in, sizes_out)
+        return filled(new, layer, core, factors)
+
+    def to_dense(self):
+        """The `nn.Linear` with the reconstructed weight."""
+        dense = nn.Linear(
+            *(self.in_features, self.out_features),
+            bias=self.bias is not None,
+            device=self.core.device,
+            dtype=self.core.dtype,
+        )
+        return copied(dense, self.weight, self.bias).train(self.training)
+
+    def to_sequential(self):
+        """The same map as plain layers: project, core, expand; one dense layer for more than two modes."""
+        if len(self.weight_shape) > 2:
+            return nn.Sequential(self.to_dense())
+        left, right = self.factors
+        matrices = [None if right is None else right.T, self.core, left]
+        matrices = [m for m in matrices if m is not None]
+        layers = []
+        for i, matrix in enumerate(matrices):
+            bias = self.bias if i == len(matrices) - 1 else None
+            layer = nn.Linear(*matrix.shape[::-1], bias=bias is not None, device=matrix.device, dtype=matrix.dtype)
+            layers.append(copied(layer, matrix, bias))
+        return nn.Sequential(*layers).train(self.training)
+
+
+def _linear_modes(modes):
+    # A linear layer has no window: "channels" and "all" mean the same.
+    return "all" if modes == "channels" else modes
+
+
+def _mode_sizes(name, value, product=None):
+    sizes = (value,) if isinstance(value, int) else tuple(value)
+    if not sizes or not all(isinstance(n, int) and n >= 1 for n in sizes):
+        raise ValueError(f"{name} is {value!r}; allowed are a positive integer or a tuple of them")
+    if product is not None and math.prod(sizes) != product:
+        raise ValueError(f"{name} is {sizes}, whose product is {math.prod(sizes)}; the layer has {product} features")
+    return sizes
