@@ -24,18 +24,55 @@ class Capture:
     def _keep(self, layer, input, version, grad_output):
         self._pairs[layer].append((input, version, grad_output.detach()))
 
-    def pairs(self, layer):
-        """[(input, grad_output)] of the calls that were backpropagated through.
+    def kept(self, layer):
+        """How many calls of the layer have been kept."""
+        return len(self._pairs[layer])
 
-        Raises RuntimeError where an input was changed in place after the layer had read it.
+    def pairs(self, name, layer):
+        """The layer's calls that were backpropagated through, as `Pairs`.
+
+        Raises RuntimeError where there are none, or an input was changed in place after the layer had read it.
         """
-        for input, version, _ in self._pairs[layer]:
-            if input._version != version:
-                raise RuntimeError(
-                    "the input of a Tucker layer was modified in place after the layer had read it; make that "
-                    "operation out of place, or use integrator='two_pass'"
-                )
-        return [(input, grad) for input, _, grad in self._pairs[layer]]
+        kept = self._pairs[layer]
+        if not kept:
+            raise RuntimeError(
+                f"{name} has gradients, but none of its calls was seen: it was called before the optimiser was made, "
+                "or compiled or replicated; use integrator='two_pass' there"
+            )
+        if any(input._version != version for input, version, _ in kept):
+            raise RuntimeError(
+                f"the input of {name} was modified in place after the layer had read it; make that operation out of "
+                "place, or use integrator='two_pass'"
+            )
+        return Pairs(layer, [(input, grad) for input, _, grad in kept])
+
+
+class Pairs:
+    """(input, grad_output) of each call of one layer."""
+
+    def __init__(self, layer, pairs):
+        self._layer, self._pairs = layer, pairs
+
+    def core_gradient(self, bases, known=None):
+        """∇_C L for a core in the given bases, G ×_i basis_iᵀ with the weight gradients G of all calls.
+
+        known: sizes of a leading block whose gradient the caller has; it may be left zero.
+        """
+        (x, dy), *others = self._pairs
+        total = self._layer.core_gradient(x, dy, bases, known)
+        for x, dy in others:
+            total += self._layer.core_gradient(x, dy, bases, known)
+        return total
+
+    @property
+    def half(self):
+        """Whether gradients came from half-precision arithmetic."""
+        return any(dy.dtype in (torch.bfloat16, torch.float16) for _, dy in self._pairs)
+
+    def rounding(self):
+        """Bound on the rounding error of a weight gradient, ε Σ ‖x‖ ‖dy‖."""
+        eps = max(torch.finfo(dy.dtype).eps for _, dy in self._pairs)
+        return eps * sum(torch.linalg.vector_norm(x) * torch.linalg.vector_norm(dy) for x, dy in self._pairs)
 
 
 class _Recorder:

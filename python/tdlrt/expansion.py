@@ -46,6 +46,10 @@ class Expansion:
         return self.shape != tuple(self.core.shape)
 
     @property
+    def new_modes(self):
+        return [i for i, (n, r) in enumerate(zip(self.shape, self.core.shape)) if n > r]
+
+    @property
     def known_block(self):
         """The block of an augmented core that belongs to the old bases."""
         return corner(self.core.shape)

@@ -7,7 +7,7 @@ The augmented core gradient is a contraction of the kept pairs (input, grad_outp
 import torch
 
 from tdlrt.expansion import expand
-from tdlrt.integrators.agreement import compare, refuse_disagreement
+from tdlrt.integrators.agreement import compare, settle
 from tdlrt.integrators.checks import refuse_nonfinite
 
 
@@ -16,7 +16,7 @@ def one_pass(optimizer, closure):
 
 
 def from_pairs(optimizer, closure, contract):
-    """Evaluates the closure, if any, once; contract(expansion, pairs) gives ∇_C̃ L up to a common factor."""
+    """Evaluates the closure, if any, once; contract(expansion, pairs) gives the new blocks of ∇_C̃ L."""
     loss = None
     if closure is not None:
         with torch.enable_grad():
@@ -30,14 +30,13 @@ def from_pairs(optimizer, closure, contract):
     comparisons = []
     for e in expansions:
         if e.grew:
-            pairs = kept_pairs(e, optimizer.capture)
+            pairs = optimizer.capture.pairs(e.name, e.layer)
             comparisons.append(compare(e, contract(e, pairs), local[e.name], pairs))
-    refuse_disagreement(comparisons, optimizer.reducer)
+    settle(comparisons, optimizer.reducer)
     optimizer.reducer.average([c.gradient for c in comparisons])
     for e in expansions:
         e.core_gradient = e.layer.core.grad
     for c in comparisons:
-        c.gradient[c.expansion.known_block] = c.expansion.core_gradient
         c.expansion.core_gradient = c.gradient
     refuse_nonfinite([(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients())
     for e in expansions:
@@ -46,16 +45,6 @@ def from_pairs(optimizer, closure, contract):
     return loss, expansions
 
 
-def kept_pairs(e, capture):
-    pairs = capture.pairs(e.layer)
-    if not pairs:
-        raise RuntimeError(
-            f"{e.name} has gradients, but none of its calls was seen: it was called before the optimiser was made, or "
-            "compiled or replicated; use integrator='two_pass' there"
-        )
-    return pairs
-
-
 def augmented_gradient(e, pairs):
-    """∇_C̃ L = Σ over the calls of G ×_i [U_i|V_i]ᵀ, G the weight gradient of the call."""
-    return sum(e.layer.core_gradient(x, dy, e.bases) for x, dy in pairs)
+    """∇_C̃ L = G ×_i [U_i|V_i]ᵀ, G the weight gradient; its known block, ∇_C L, may be left out."""
+    return pairs.core_gradient(e.bases, e.core.shape)

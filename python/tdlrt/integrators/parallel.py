@@ -8,7 +8,7 @@ rejected and done again with the full augmented gradient, from the same pairs (s
 
 import torch
 
-from tdlrt.integrators.one_pass import augmented_gradient, from_pairs, kept_pairs
+from tdlrt.integrators.one_pass import augmented_gradient, from_pairs
 
 
 def parallel(optimizer, closure):
@@ -16,25 +16,20 @@ def parallel(optimizer, closure):
 
 
 def one_mode_blocks(e, pairs):
-    """The known block and, for each mode, the block in which that mode alone is new; zeros elsewhere."""
+    """For each mode, the block in which that mode alone is new; zeros elsewhere."""
     total = e.core.new_zeros(e.shape)
-    total[e.known_block] = sum(e.layer.core_gradient(x, dy, e.factors) for x, dy in pairs)
-    for mode in new_modes(e):
+    for mode in e.new_modes:
         r = e.core.shape[mode]
         bases = [b[:, r:] if i == mode else e.factors[i] for i, b in enumerate(e.bases)]
         block = list(e.known_block)
-        block[mode] = slice(r, e.shape[mode])
-        total[tuple(block)] = sum(e.layer.core_gradient(x, dy, bases) for x, dy in pairs)
+        block[mode] = slice(r, None)
+        total[tuple(block)] = pairs.core_gradient(bases)
     return total
-
-
-def new_modes(e):
-    return [i for i, (n, r) in enumerate(zip(e.shape, e.core.shape)) if n > r]
 
 
 def saturated(e):
     """Whether truncation kept every new direction of every mode that could grow."""
-    return e.grew and all(e.layer.core.shape[i] == e.shape[i] for i in new_modes(e))
+    return e.grew and all(e.layer.core.shape[i] == e.shape[i] for i in e.new_modes)
 
 
 def redo(e, optimizer):
@@ -42,7 +37,7 @@ def redo(e, optimizer):
 
     False, with nothing changed, where that gradient is not finite: the step taken before stands.
     """
-    gradient = augmented_gradient(e, kept_pairs(e, optimizer.capture)) * e.scale
+    gradient = augmented_gradient(e, optimizer.capture.pairs(e.name, e.layer)) * e.scale
     optimizer.reducer.average([gradient])
     gradient[e.known_block] = e.core_gradient[e.known_block]
     if not torch.isfinite(gradient).all():

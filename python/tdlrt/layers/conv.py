@@ -68,17 +68,21 @@ class _TuckerConv(TuckerLayer):
         y = tk.tucker_conv(x, core, factors, bias, self.stride, self._inner_padding, self.dilation, path=self.path)
         return y if batched is input else y.squeeze(0)
 
-    def core_gradient(self, input, grad_output, factors):
+    def core_gradient(self, input, grad_output, factors, known=None):
         """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
 
         Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
+        known: sizes of a leading block whose gradient the caller has; it may be left zero.
         """
         if input.ndim == self.dimensions + 1:
             input, grad_output = input.unsqueeze(0), grad_output.unsqueeze(0)
         x, grad_output = self._padded(input).to(self.core.dtype), grad_output.to(self.core.dtype)
         window = self.weight_shape[2:]
         geometry = (self.stride, self._inner_padding, self.dilation)
-        return tk.tucker_conv_core_grad(x, grad_output, factors, window, *geometry)
+        if known is not None:
+            window_ranks = [n if f is None else f.shape[1] for n, f in zip(window, factors[2:])]
+            known = known[:2] if window_ranks == list(known[2:]) else None
+        return tk.tucker_conv_core_grad(x, grad_output, factors, window, *geometry, known)
 
     @classmethod
     def like(cls, layer, ranks, modes, bias, dtype):

@@ -33,10 +33,11 @@ class TuckerLinear(TuckerLayer):
         x, core, bias, factors = self._operands(input)
         return tk.tucker_linear(x, core, factors, bias, self.out_modes, path=self.path)
 
-    def core_gradient(self, input, grad_output, factors):
+    def core_gradient(self, input, grad_output, factors, known=None):
         """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
 
         Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
+        known: sizes of a leading block whose gradient the caller has; it may be left zero.
         """
         x, grad_output = input.to(self.core.dtype), grad_output.to(self.core.dtype)
         return tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
