@@ -10,8 +10,16 @@ import pytest
 import tdlrt
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
@@ -55,9 +63,9 @@ def assert_equal_everywhere(values):
     assert all(torch.equal(everyone[0], other) for other in everyone)
 
 
-def single_process(steps, size, integrator="one_pass"):
+def single_process(steps, size, integrator="one_pass", options=()):
     model = network(0)
-    optimizer = tdlrt.TDLRT(model, integrator=integrator, **OPTIONS)
+    optimizer = tdlrt.TDLRT(model, integrator=integrator, **{**OPTIONS, **dict(options)})
     for step in range(steps):
         x, y = batch(step, size)
 
@@ -169,6 +177,132 @@ def followed_by_ddp(rank, world):
     tdlrt.TDLRT(DistributedDataParallel(tdlrt.prepare_ddp(model)), **OPTIONS)
 
 
+# ---- dense parameters in shards, Tucker parameters on every process ----------------------------------------
+
+
+def sharded(seed):
+    model = network(seed)
+    tucker = set(tdlrt.tucker_parameters(model))
+    for layer in model:
+        if list(layer.parameters()):
+            fully_shard(layer, ignored_params=tucker)
+    return fully_shard(model, ignored_params=tucker)
+
+
+def step_on(model, optimizer, x, y):
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, x, y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+def gathered(model):
+    return {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in model.state_dict().items()}
+
+
+def dense_weights(model):
+    plain = network(0)
+    plain.load_state_dict(gathered(model))
+    return tdlrt.to_dense(plain).state_dict()
+
+
+def sharded_equals_one_process(rank, world, integrator, options):
+    size, steps = 4 * world, 6
+    model = sharded(seed=0)  # fully_shard takes each process's own rows, so dense weights must agree before
+    for p in tdlrt.tucker_parameters(model):
+        p.data.mul_(1 + rank)  # rank 0's are taken
+    assert type(model[0].weight).__name__ == "DTensor"
+    optimizer = tdlrt.TDLRT(model, integrator=integrator, **{**OPTIONS, **options})
+    for step in range(steps):
+        step_on(model, optimizer, *(t[rank::world] for t in batch(step, size)))
+        assert_equal_everywhere(torch.cat([p.detach().flatten() for p in tdlrt.tucker_parameters(model)]))
+    expected, ranks = single_process(steps, size, integrator, options)
+    assert tdlrt.ranks(model) == ranks
+    for name, value in dense_weights(model).items():
+        assert torch.allclose(value, expected[name], rtol=0, atol=1e-9), name
+
+
+def sharded_checkpoint(rank, world, folder, integrator, base, options):
+    """A run that is stored, loaded into a fresh model of other ranks, and continued equals one that was not."""
+
+    def started(seed):
+        model = sharded(seed)
+        return model, tdlrt.TDLRT(model, integrator=integrator, base=base, **options)
+
+    def continued(model, optimizer, steps):
+        for step in steps:
+            step_on(model, optimizer, *(t[rank::world] for t in batch(step, 4 * world)))
+
+    model, optimizer = started(0)
+    before = {n: p.clone() for n, p in gathered(model).items()}
+    ranks = tdlrt.ranks(model)
+    get_state_dict(model, optimizer)  # makes states by a step at learning rate zero, which must change nothing
+    assert tdlrt.ranks(model) == ranks
+    untouched = network(0)
+    untouched.load_state_dict(before)
+    for name, value in tdlrt.to_dense(untouched).state_dict().items():
+        assert torch.allclose(dense_weights(model)[name], value, rtol=0, atol=1e-12), name
+    continued(model, optimizer, range(4))
+    weights, state = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    continued(model, optimizer, range(4, 7))
+
+    other, other_optimizer = started(5)
+    tdlrt.take_ranks(other, dcp.FileSystemReader(folder).read_metadata(), prefix="model.")
+    weights, state = get_state_dict(other, other_optimizer)
+    dcp.load({"model": weights, "optimizer": state}, checkpoint_id=folder)
+    set_model_state_dict(other, weights)
+    set_optimizer_state_dict(other, other_optimizer, state, options=StateDictOptions(strict=False))
+    assert other_optimizer.steps == optimizer.steps - 3
+    continued(other, other_optimizer, range(4, 7))
+    assert tdlrt.ranks(model) != ranks
+    assert tdlrt.ranks(other) == tdlrt.ranks(model)
+    expected = dense_weights(model)
+    for name, value in dense_weights(other).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def sharded_non_finite(rank, world):
+    model = sharded(seed=0)
+    optimizer = tdlrt.TDLRT(model, **OPTIONS)
+    loss_of(model, *batch(rank, 4)).backward()
+    if rank == 1:
+        model[0].weight.grad.to_local()[0] = float("nan")
+    with pytest.raises(tdlrt.NonFiniteError, match=r"0\.weight"):
+        optimizer.step()
+
+
+def sharded_wrongly(rank, world):
+    with pytest.raises(ValueError, match=r"ignored_params=set\(tdlrt\.tucker_parameters"):
+        tdlrt.TDLRT(fully_shard(network(0)), **OPTIONS)
+
+
+def bare_equals_one_process(rank, world):
+    """Adapters leave a wrapper nothing to do; the optimiser averages alone."""
+
+    def adapted(seed):
+        model = tdlrt.adapt(tdlrt.to_dense(network(0)), ranks=2)
+        model[0].requires_grad_(True)
+        torch.manual_seed(seed)
+        for parameter in tdlrt.tucker_parameters(model):
+            if parameter.ndim == 2 and parameter.any():
+                nn.init.orthogonal_(parameter)
+        return model
+
+    def trained(model, part, **more):
+        optimizer = tdlrt.TDLRT(model, **OPTIONS, **more)
+        for step in range(5):
+            step_on(model, optimizer, *(t[part] for t in batch(step, 4 * world)))
+        return tdlrt.to_dense(model).state_dict()
+
+    found = trained(adapted(rank), slice(rank, None, world), process_group=dist.group.WORLD)
+    for name, value in trained(adapted(0), slice(None)).items():
+        assert torch.allclose(found[name], value, rtol=0, atol=1e-9), name
+
+
 def _process(rank, world, rendezvous, jobs):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -202,6 +336,19 @@ def test_two_processes(tmp_path):
         (non_finite_on_one_rank, "skip"),
         (disagreement_on_one_rank,),
         (followed_by_ddp,),
+        (bare_equals_one_process,),
+    )
+
+
+def test_two_processes_with_shards(tmp_path):
+    run(
+        *(tmp_path, 2),
+        (sharded_equals_one_process, "one_pass", {"tol": 0.01}),
+        (sharded_equals_one_process, "two_pass", {"max_grad_norm": 0.05}),
+        (sharded_non_finite,),
+        (sharded_wrongly,),
+        (sharded_checkpoint, str(tmp_path / "one"), "one_pass", "sgd", {**OPTIONS, "tol": 0.01}),
+        (sharded_checkpoint, str(tmp_path / "two"), "two_pass", "adam", {"lr": 0.02, "tol": 0.1}),
     )
 
 

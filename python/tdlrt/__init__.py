@@ -11,6 +11,7 @@ from tdlrt.convert import plan, prepare_ddp, to_dense, to_sequential, tuckerize
 from tdlrt.expansion import NonFiniteError
 from tdlrt.layers import TuckerAdapter, TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLinear
 from tdlrt.optimizer import TDLRT
+from tdlrt.sharding import take_ranks, tucker_parameters
 from tdlrt.summary import Compression, compression, orthogonality_error, ranks
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "plan",
     "prepare_ddp",
     "ranks",
+    "take_ranks",
     "to_dense",
     "to_sequential",
+    "tucker_parameters",
     "tuckerize",
 ]

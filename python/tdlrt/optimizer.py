@@ -9,7 +9,7 @@ from tdlrt.capture import Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
-from tdlrt.reduction import reducer_for
+from tdlrt.reduction import clip_gradients, local, reducer_for
 from tdlrt.summary import tucker_layers
 
 log = logging.getLogger("tdlrt")
@@ -28,7 +28,8 @@ class TDLRT(torch.optim.Optimizer):
     has small singular values. Momentum and moments move with the bases.
 
     Args:
-        model: a module, or a `DistributedDataParallel` around one; all of its parameters are stepped. The dense ones
+        model: a module, a `DistributedDataParallel` around one, or one that `fully_shard` was applied to (with
+            `ignored_params=set(tdlrt.tucker_parameters(model))`); all of its parameters are stepped. The dense ones
             are updated once per step, in the same pass.
         lr, momentum, weight_decay: of the base optimiser. Weight decay on a core is weight decay on the weight.
         tol: relative truncation error per step and layer, in [0, 1); a dict {layer name: tol}; or None for fixed ranks.
@@ -47,6 +48,8 @@ class TDLRT(torch.optim.Optimizer):
         max_grad_norm: clips the global norm of all gradients, with the augmented ones for cores.
         on_nonfinite: "raise" a `NonFiniteError` when a gradient holds NaN or Inf, or "skip" the step and count it in
             `skipped_steps`. Either way nothing changes.
+        process_group: for a model without a wrapper, the processes of `torch.distributed` over which the step averages
+            all gradients, e.g. `torch.distributed.group.WORLD` for adapters, which leave a wrapper nothing to do.
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
@@ -71,6 +74,7 @@ class TDLRT(torch.optim.Optimizer):
         rank_every=1,
         max_grad_norm=None,
         on_nonfinite="raise",
+        process_group=None,
         **base_options,
     ):
         _choice("integrator", integrator, tuple(INTEGRATORS))
@@ -94,7 +98,7 @@ class TDLRT(torch.optim.Optimizer):
         self._names = {p: n for n, p in inner.named_parameters()}
         self._layer_tol = _layer_tolerances(tol, self.layers)
         _check_dtypes(self.layers)
-        self.reducer = reducer_for(model, self.layers)
+        self.reducer = reducer_for(model, self.layers, process_group)
         self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
@@ -146,7 +150,7 @@ class TDLRT(torch.optim.Optimizer):
         """
         with torch.no_grad():
             try:
-                loss, expansions = INTEGRATORS[self.integrator](self, closure)
+                loss, expansions = self._integrate(closure)
             except NonFiniteError as error:
                 if self.on_nonfinite == "raise":
                     raise
@@ -161,6 +165,13 @@ class TDLRT(torch.optim.Optimizer):
                 self.capture.clear()
         return loss
 
+    def _integrate(self, closure):
+        integrator = self.integrator
+        if closure is None and all(float(group["lr"]) == 0 for group in self.param_groups):
+            # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
+            integrator = "one_pass"
+        return INTEGRATORS[integrator](self, closure)
+
     def _update(self, expansions):
         """Steps everything at the augmented points, truncates, and consumes the Tucker gradients."""
         for e in expansions:
@@ -168,7 +179,7 @@ class TDLRT(torch.optim.Optimizer):
                 if factor is not None:
                     factor.grad = None
         if self.max_grad_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_([p for p in self._names if p.grad is not None], self.max_grad_norm)
+            norm = clip_gradients([p for p in self._names if p.grad is not None], self.max_grad_norm, self.reducer)
             for e in expansions:
                 e.scale = e.scale * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
         self.base.step()
@@ -197,8 +208,8 @@ class TDLRT(torch.optim.Optimizer):
 
     def dense_gradients(self):
         """[(name, gradient)] of all other parameters that have one."""
-        tucker = {p for layer in self.layers.values() for p in (layer.core, *layer.factors) if p is not None}
-        return [(n, p.grad) for p, n in self._names.items() if p not in tucker and p.grad is not None]
+        tucker = {p for layer in self.layers.values() for p in layer.weight_parameters()}
+        return [(n, local(p.grad)) for p, n in self._names.items() if p not in tucker and p.grad is not None]
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
@@ -209,7 +220,7 @@ class TDLRT(torch.optim.Optimizer):
             if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
                 continue
             tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
-            if tol is None or not adapt:
+            if tol is None or not adapt or float(groups[e.layer.core]["lr"]) == 0:  # without a step, no loss of rank
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
             sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]

@@ -1,8 +1,8 @@
 """Averages Tucker gradients over the processes of a data-parallel run.
 
-`DistributedDataParallel` averages dense gradients itself, inside the backward pass. Tucker parameters change shape,
-which its reducer cannot follow, so they are left out of it and averaged here: δU and ∇_C L first, then, in the bases
-that all processes compute alike from them, the augmented core gradients.
+`DistributedDataParallel` and `fully_shard` average dense gradients themselves, inside the backward pass. Tucker
+parameters change shape, which neither can follow, so they are left out and averaged here: δU and ∇_C L first, then, in
+the bases that all processes compute alike from them, the augmented core gradients.
 """
 
 import torch
@@ -15,6 +15,8 @@ BUCKET_BYTES = 25 * 2**20
 
 class LocalReducer:
     """One process: nothing to do."""
+
+    sharded = False
 
     def average_gradients(self, layers):
         pass
@@ -29,19 +31,18 @@ class LocalReducer:
 class GroupReducer:
     """The processes of a `torch.distributed` group. Every method is a collective: all processes must call it."""
 
-    def __init__(self, group, layers):
+    def __init__(self, group, layers, others=(), sharded=False):
+        """others: parameters that nothing else averages. sharded: whether the remaining ones are kept in shards."""
         self._group, self._size = group, dist.get_world_size(group)
+        self._others, self.sharded = list(others), sharded
         source = dist.get_global_rank(group, 0)
-        for layer in layers:
-            for parameter in (layer.core, *layer.factors):
-                if parameter is not None:
-                    dist.broadcast(parameter.data, source, group=group)
+        for parameter in (*(p for layer in layers for p in layer.weight_parameters()), *self._others):
+            dist.broadcast(parameter.data, source, group=group)
 
     def average_gradients(self, layers):
         """Replaces the gradients of cores and factors by their averages; the local tensors themselves stay."""
-        parameters = [
-            p for layer in layers for p in (layer.core, *layer.factors) if p is not None and p.grad is not None
-        ]
+        parameters = [p for layer in layers for p in layer.weight_parameters()] + self._others
+        parameters = [p for p in parameters if p.grad is not None]
         for parameter in parameters:
             parameter.grad = parameter.grad.clone(memory_format=torch.contiguous_format)
         self.average([p.grad for p in parameters])
@@ -63,6 +64,38 @@ class GroupReducer:
         largest = torch.where(torch.isnan(values), torch.inf, values)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._group)
         return largest
+
+    def total(self, value):
+        """Sum over the processes."""
+        value = value.clone()
+        dist.all_reduce(value, group=self._group)
+        return value
+
+
+def local(tensor):
+    """What this process holds of a tensor: its shard of a `DTensor`, the tensor itself otherwise."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor):
+    return hasattr(tensor, "device_mesh")  # a DTensor; importing the class takes a while
+
+
+def clip_gradients(parameters, most, reducer):
+    """Scales gradients so that their norm, shards of other processes included, is at most `most`. Returns the norm."""
+    if not reducer.sharded:
+        return torch.nn.utils.clip_grad_norm_(parameters, most)
+
+    zero = torch.zeros((), dtype=torch.float64, device=local(parameters[0].grad).device)
+
+    def square(sharded):
+        norms = [torch.linalg.vector_norm(local(p.grad)).double() for p in parameters if is_sharded(p) == sharded]
+        return torch.stack([zero, *norms]).square().sum()
+
+    norm = (square(sharded=False) + reducer.total(square(sharded=True))).sqrt()
+    for parameter in parameters:
+        local(parameter.grad).mul_((most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def _buckets(tensors):
@@ -87,13 +120,15 @@ def ignore_in_ddp(model, names):
     model._ddp_params_and_buffers_to_ignore = sorted(ignored | set(names))
 
 
-def reducer_for(model, layers):
-    """What averages the gradients of this model's Tucker layers.
+def reducer_for(model, layers, process_group=None):
+    """What averages the gradients of this model's Tucker layers; with a process_group, of all of its parameters.
 
-    Raises ValueError for a DDP model whose reducer would follow Tucker parameters.
+    Raises ValueError for a model whose wrapper would follow Tucker parameters.
     """
     if not isinstance(model, DistributedDataParallel):
-        return LocalReducer()
+        return _for_bare_model(model, layers, process_group)
+    if process_group is not None:
+        raise ValueError("process_group is given, but the model is a DistributedDataParallel, which has its own")
     ignored = set(model.parameters_to_ignore)
     followed = [
         name
@@ -109,3 +144,24 @@ def reducer_for(model, layers):
             "change; wrap the very module that tdlrt.tuckerize returned, or call tdlrt.prepare_ddp(module) before that"
         )
     return GroupReducer(model.process_group, layers.values())
+
+
+def _for_bare_model(model, layers, process_group):
+    tucker = {p: name for name, layer in layers.items() for p in layer.weight_parameters()}
+    dense = [p for p in model.parameters() if p not in tucker]
+    shards = [p for p in dense if is_sharded(p)]
+    followed = sorted({name for p, name in tucker.items() if is_sharded(p)})
+    if followed:
+        raise ValueError(
+            f"model: fully_shard shards the Tucker parameters of {', '.join(followed)}, whose shapes change; call "
+            "fully_shard(module, ignored_params=set(tdlrt.tucker_parameters(model)))"
+        )
+    if not shards:
+        return LocalReducer() if process_group is None else GroupReducer(process_group, layers.values(), dense)
+    if process_group is not None:
+        raise ValueError("process_group is given, but the model is sharded over processes of its own")
+    meshes = {p.device_mesh for p in shards}
+    if len(meshes) > 1 or shards[0].device_mesh.ndim > 1:
+        raise ValueError(f"model is sharded over {meshes}; allowed is one mesh of one dimension")
+    others = [p for p in dense if not is_sharded(p)]
+    return GroupReducer(shards[0].device_mesh.get_group(), layers.values(), others, sharded=True)

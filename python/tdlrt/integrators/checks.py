@@ -5,8 +5,10 @@ import torch
 from tdlrt.expansion import NonFiniteError
 
 
-def refuse_nonfinite(named_gradients):
+def refuse_nonfinite(named_gradients, reducer):
     """Raises `NonFiniteError` naming the gradients that hold NaN or Inf; one synchronisation for all of them.
+
+    Where gradients are kept in shards, the processes agree on it.
 
     A norm is far cheaper than an elementwise test and is finite only if every entry is; it may also overflow, so what
     fails it is looked at closely.
@@ -15,8 +17,15 @@ def refuse_nonfinite(named_gradients):
     if not named:
         return
     norms = torch.stack([torch.linalg.vector_norm(g).double() for _, g in named])
+    if reducer.sharded:
+        norms = reducer.maximum(norms)
     doubtful = [pair for pair, ok in zip(named, torch.isfinite(norms).tolist()) if not ok]
-    bad = [name for name, g in doubtful if not torch.isfinite(g).all()]
+    if not doubtful:
+        return
+    broken = torch.stack([~torch.isfinite(g).all() for _, g in doubtful]).to(norms.dtype)
+    if reducer.sharded:
+        broken = reducer.maximum(broken)
+    bad = [name for (name, _), flag in zip(doubtful, broken.tolist()) if flag]
     if bad:
         raise NonFiniteError(f"the gradient of {', '.join(bad)} holds NaN or Inf")
 

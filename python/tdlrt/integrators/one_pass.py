@@ -38,7 +38,9 @@ def from_pairs(optimizer, closure, contract):
         e.core_gradient = e.layer.core.grad
     for c in comparisons:
         c.expansion.core_gradient = c.gradient
-    refuse_nonfinite([(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients())
+    refuse_nonfinite(
+        [(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients(), optimizer.reducer
+    )
     for e in expansions:
         e.enter(optimizer.state)
         e.layer.core.grad = e.core_gradient

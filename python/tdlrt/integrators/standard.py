@@ -41,7 +41,7 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
             e.layer.assign(tk.fold(Q.T.contiguous(), mode, shape).contiguous(), factors)
         loss = evaluate()
         gradients = {e.name: e.layer.factors[mode].grad for e in chosen}
-        refuse_nonfinite((f"{name}.factors.{mode}", g) for name, g in gradients.items())
+        refuse_nonfinite(((f"{name}.factors.{mode}", g) for name, g in gradients.items()), optimizer.reducer)
         for e in chosen:
             if gradients[e.name] is not None:
                 K = e.layer.factors[mode].data

@@ -9,7 +9,7 @@ def two_pass(optimizer, closure):
     evaluate = Replay(optimizer, closure)
     loss = evaluate()
     expansions = expand(optimizer.layers_with_gradient())
-    refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients())
+    refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients(), optimizer.reducer)
     second_pass(optimizer, expansions, evaluate)
     return loss, expansions
 
@@ -25,7 +25,7 @@ def second_pass(optimizer, expansions, evaluate):
         return
     try:
         evaluate()
-        refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients())
+        refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients(), optimizer.reducer)
     except BaseException:
         for e in expansions:
             e.leave(optimizer.state)

@@ -89,6 +89,10 @@ class TuckerLayer(nn.Module):
     def dense_shape(self):
         return self.weight_shape
 
+    def weight_parameters(self):
+        """Core and factors, the parameters whose shapes change."""
+        return [self.core, *(factor for factor in self.factors if factor is not None)]
+
     @torch.no_grad()
     def assign(self, core, factors):
         """Replaces core and factors in place by ones of any rank; the parameters stay the same objects."""
