@@ -6,7 +6,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <initializer_list>
 #include <stdexcept>
@@ -45,12 +44,18 @@ py::dict shown(const tk::GemmProblem<T>& p) {
                 {"flag", at(p.flag)}});
 }
 template <class T>
-py::dict shown(const tk::NormProblem<T>& p) {
-  return shown({{"rows", p.rows},
+py::dict shown(const tk::ProjectionProblem<T>& p) {
+  return shown({{"n", p.n},
+                {"r", p.r},
                 {"cols", p.cols},
-                {"u_cols", p.u_cols},
+                {"passes", p.passes},
                 {"first_tile", p.first_tile},
-                {"out", at(p.scale)}});
+                {"work", at(p.work)},
+                {"out", at(p.out)}});
+}
+template <class T>
+py::dict shown(const tk::TriangularProblem<T>& p) {
+  return shown({{"m", p.m}, {"n", p.n}, {"first_tile", p.first_tile}, {"out", at(p.out)}});
 }
 template <class T>
 py::dict shown(const tk::GramProblem<T>& p) {
@@ -59,13 +64,12 @@ py::dict shown(const tk::GramProblem<T>& p) {
                 {"splits", p.splits},
                 {"split_depth", p.split_depth},
                 {"first_tile", p.first_tile},
-                {"first_reduce", p.first_reduce},
                 {"out", at(p.gram)},
                 {"partial", at(p.partial)}});
 }
 template <class T>
 py::dict shown(const tk::CholeskyProblem<T>& p) {
-  return shown({{"size", p.size}, {"work", at(p.work)}, {"out", at(p.inverse ? p.inverse : p.factor)}});
+  return shown({{"size", p.size}, {"work", at(p.work)}, {"out", p.inverse ? at(p.inverse) : at(p.factor)}});
 }
 template <class T>
 py::dict shown(const tk::JacobiProblem<T>& p) {
@@ -74,14 +78,6 @@ py::dict shown(const tk::JacobiProblem<T>& p) {
                 {"out", at(p.basis)},
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});
-}
-template <class T>
-py::dict shown(const tk::StepProblem<T>& p) {
-  return shown({{"elements", p.elements},
-                {"tiles", p.tiles},
-                {"dims", p.dims},
-                {"first_tile", p.first_tile},
-                {"out", at(p.new_core)}});
 }
 py::dict shown(const tk::ErrorProblem& p) {
   return shown({{"tiles", p.tiles}, {"modes", p.modes}, {"out", at(p.error)}});
@@ -103,10 +99,11 @@ py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
   switch (launch.kernel) {
     case tk::Kernel::grouped_gemm:
       return table<tk::GemmProblem<T>>(plan, launch);
-    case tk::Kernel::column_norms:
-      return table<tk::NormProblem<T>>(plan, launch);
+    case tk::Kernel::project_out:
+      return table<tk::ProjectionProblem<T>>(plan, launch);
+    case tk::Kernel::triangular_product:
+      return table<tk::TriangularProblem<T>>(plan, launch);
     case tk::Kernel::gram:
-    case tk::Kernel::gram_reduce:
       return table<tk::GramProblem<T>>(plan, launch);
     case tk::Kernel::semidefinite_cholesky:
       return table<tk::CholeskyProblem<T>>(plan, launch);
@@ -114,8 +111,6 @@ py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
       return table<tk::JacobiProblem<T>>(plan, launch);
     case tk::Kernel::truncation_error:
       return table<tk::ErrorProblem>(plan, launch);
-    case tk::Kernel::core_step:
-      return table<tk::StepProblem<T>>(plan, launch);
   }
   return py::list();
 }
@@ -267,34 +262,6 @@ tk_svd svd(const GivenSVD& given) {
   return {pointer(matrix), pointer(u), pointer(s), pointer(vh), m, n};
 }
 
-// ([core, gradient, first, second, new_core, new_first, new_second, norm], shape, augmented,
-//  [optimizer, step, nesterov, decoupled], [lr, momentum, dampening, weight_decay, beta1, beta2, epsilon])
-using GivenStep =
-    std::tuple<std::array<uintptr_t, 8>, Sizes, Sizes, std::array<int64_t, 4>, std::array<double, 7>>;
-tk_core_step step(const GivenStep& given) {
-  const auto& [addresses, shape, augmented, choices, numbers] = given;
-  tk_core_step p{};
-  tk_core_step_tensors& t = p.tensors;
-  t.core = pointer(addresses[0]);
-  t.gradient = pointer(addresses[1]);
-  t.first = pointer(addresses[2]);
-  t.second = pointer(addresses[3]);
-  t.new_core = pointer(addresses[4]);
-  t.new_first = pointer(addresses[5]);
-  t.new_second = pointer(addresses[6]);
-  t.norm = pointer<double>(addresses[7]);
-  t.ndim = static_cast<int32_t>(shape.size());
-  copy_sizes("core_step", shape, t.shape, shape.size());
-  copy_sizes("core_step", augmented, t.augmented, shape.size());
-  p.optimizer = static_cast<tk_optimizer>(choices[0]);
-  p.step = choices[1];
-  p.nesterov = static_cast<int32_t>(choices[2]);
-  p.decoupled = static_cast<int32_t>(choices[3]);
-  p.lr = numbers[0], p.momentum = numbers[1], p.dampening = numbers[2], p.weight_decay = numbers[3];
-  p.beta1 = numbers[4], p.beta2 = numbers[5], p.epsilon = numbers[6];
-  return p;
-}
-
 #if defined(TK_CUDA_ARCHITECTURES)
 #define TK_CALL(function) function
 #else
@@ -313,5 +280,4 @@ void bind_cuda(py::module_& m) {
   bind(m, "hosvd_truncate", truncation, tk::hosvd_truncate_plan, TK_CALL(tk_hosvd_truncate_cuda));
   bind(m, "batched_qr", qr, tk::batched_qr_plan, TK_CALL(tk_batched_qr_cuda));
   bind(m, "batched_svd", svd, tk::batched_svd_plan, TK_CALL(tk_batched_svd_cuda));
-  bind(m, "core_step", step, tk::core_step_plan, TK_CALL(tk_core_step_cuda));
 }

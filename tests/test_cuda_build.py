@@ -27,7 +27,7 @@ def measured():
 
 def threads(kernel):
     stem = kernel.split("<")[0]
-    names = {"grouped_gemm": "gemm_threads", "column_norms": "norm_threads", "core_step": "step_threads"}
+    names = {"grouped_gemm": "gemm_threads", "project_out": "projection_threads", "triangular_product": "gram_threads"}
     return int(LIMITS.get(names.get(stem, f"{stem}_threads"), 256))
 
 

@@ -42,7 +42,6 @@ CALLS = {
     ),
     "batched_qr": lambda: cuda.batched_qr(tensors((9, 3), (3, 9))),
     "batched_svd": lambda: cuda.batched_svd(tensors((9, 3), (3, 9))),
-    "core_step": lambda: cuda.core_step(tensors((2, 2)), tensors((4, 4)), lr=0.1, momentum=0.9),
 }
 
 

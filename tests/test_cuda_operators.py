@@ -35,10 +35,6 @@ def device(request, monkeypatch):
     yield torch.device("cpu")
 
 
-# Where this back end is weaker than the contract, as the docstring of cuda.py says: nearly dependent columns that carry
-# large coefficients (the inverse factor is rounded to the matrix's type), and in float64 what a Gram matrix cannot see.
-BEYOND = ("vandermonde", "condition 1e-8")
-
 # ---- products ---------------------------------------------------------------------------------------------
 
 PRODUCTS = {
@@ -104,16 +100,33 @@ def test_cross_gram(outer, inner, dtype, device):
 # ---- orthonormalisation -----------------------------------------------------------------------------------
 
 
+def unseen(D, dtype):
+    """What a Gram matrix in float64 cannot tell from zero, as a part of a column: √(8 n ε) times the coefficients.
+
+    In float32 that is below what rounding the matrix itself leaves. In float64 it is a limit of the method, documented
+    in cuda.py. The coefficients are those with which a column is best written by those before it.
+    """
+    if dtype != torch.float64 or min(D.shape) == 0:
+        return 0.0
+    lengths = D.norm(dim=0)
+    unit = D[:, lengths >= 1e-30] / lengths[lengths >= 1e-30]
+    largest = 1.0
+    for j in range(1, unit.shape[1]):
+        coefficients = torch.linalg.lstsq(unit[:, :j], unit[:, j : j + 1], rcond=1e-15, driver="gelsd").solution
+        if float((unit[:, :j] @ coefficients - unit[:, j : j + 1]).norm()) < 1e-4:  # else nothing is lost
+            largest = max(largest, float(coefficients.norm()))
+    return math.sqrt(8 * len(D) * torch.finfo(torch.float64).eps) * largest if largest > 1 else 0.0
+
+
 @pytest.mark.parametrize("dtype", FULL, ids=str)
 def test_tangent_basis_on_all_families_in_one_call(dtype, device):
     problems = {name: (U.to(dtype), D.to(dtype), wanted) for name, (U, D, wanted) in tangent_problems().items()}
     found, counts = tk.tangent_basis(*([p[i].to(device) for p in problems.values()] for i in (0, 1)))
     assert counts.dtype == torch.int64
     for (name, (U, D, wanted)), V, count in zip(problems.items(), found, counts.tolist()):
-        if name in BEYOND:
-            continue
         try:
-            test_tangent_basis.check(U, D, V.cpu(), count)
+            outside = D.double() - U.double() @ (U.double().T @ D.double())
+            test_tangent_basis.check(U, D, V.cpu(), count, unseen(outside, dtype))
             assert wanted in (None, count), f"{count} columns found, not {wanted}"
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
@@ -151,8 +164,6 @@ def test_batched_qr_on_all_families_in_one_call(dtype, device):
     inputs = {name: A.to(dtype) for name, A in matrices().items()}
     qs, rs = tk.batched_qr([A.to(device) for A in inputs.values()])
     for (name, A), Q, R in zip(inputs.items(), qs, rs):
-        if name in BEYOND:
-            continue
         Q, R = Q.cpu().double(), R.cpu().double()
         kept = Q.norm(dim=0) > 0.5
         gram = Q.T @ Q - torch.diag(kept.double())
@@ -161,7 +172,7 @@ def test_batched_qr_on_all_families_in_one_call(dtype, device):
         assert not R[~kept].any(), name
         assert not R.tril(-1).any(), name
         assert (torch.diagonal(R) >= 0).all(), name
-        dependence = max(8 * math.sqrt(len(A)) * torch.finfo(dtype).eps, 3e-7 if (~kept).any() else 0)
+        dependence = max(8 * math.sqrt(len(A)) * torch.finfo(dtype).eps, unseen(A, dtype))
         if A.shape[0] >= A.shape[1]:
             error = (Q @ R - A.double()).norm(dim=0)
             assert (error <= dependence * A.double().norm(dim=0) + 1e-30).all(), name
@@ -266,55 +277,6 @@ def test_a_core_that_is_not_finite_comes_back_unchanged(bad, device):
     assert torch.isnan(error[1])
     assert all(torch.equal(p.cpu(), torch.eye(len(p))) for p in projections[1])
     assert torch.isfinite(error[0])
-
-
-# ---- the core step ----------------------------------------------------------------------------------------
-
-STEPS = {
-    "plain": ("sgd", torch.optim.SGD, {}),
-    "nesterov": ("sgd", torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    "dampening": ("sgd", torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
-    "adam": ("adam", torch.optim.Adam, {"weight_decay": 0.1}),
-    "adamw": ("adamw", torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.9), "eps": 1e-6}),
-}
-
-
-@pytest.mark.parametrize("dtype", FULL, ids=str)
-@pytest.mark.parametrize("name", STEPS)
-def test_core_step_is_the_optimiser_of_torch_on_padded_cores(name, dtype, device):
-    optimizer, oracle, options = STEPS[name]
-    small = [gaussian(*s).to(dtype) for s in ((4, 3, 3, 3), (5,), (10, 20), (2, 3, 1))]
-    large = [(8, 6, 3, 3), (7,), (20, 40), (2, 3, 1)]
-    padded = [torch.zeros(s, dtype=torch.float64) for s in large]
-    for p, c in zip(padded, small):
-        p[tuple(slice(0, n) for n in c.shape)] = c
-    parameters = [torch.nn.Parameter(p) for p in padded]
-    expected = oracle(parameters, lr=0.1, **options)
-    found, firsts, seconds = [c.to(device) for c in small], None, None
-    for step in (1, 2, 3):
-        gradients = [gaussian(*s, seed=step).to(dtype) for s in large]
-        for p, g in zip(parameters, gradients):
-            p.grad = g.double()
-        expected.step()
-        found, firsts, seconds, norms = cuda.core_step(
-            *(found, [g.to(device) for g in gradients], firsts, seconds),
-            optimizer=optimizer,
-            lr=0.1,
-            step=step,
-            **options,
-        )
-        for c, p, norm in zip(found, parameters, norms.tolist()):
-            assert_close(c.cpu(), p.detach(), "mode_dot")
-            assert norm == pytest.approx(float(c.double().norm()), rel=1e-12)
-
-
-def test_core_step_carries_nan(device):
-    core, gradient = torch.ones(3, 3, device=device), torch.ones(4, 4, device=device)
-    gradient[3, 3] = math.nan
-    (new,), _, _, norms = cuda.core_step([core], [gradient], lr=0.1)
-    assert torch.isnan(new[3, 3])
-    assert new.isnan().sum() == 1
-    assert torch.isnan(norms[0])
 
 
 # ---- sizes beyond one call's reach ------------------------------------------------------------------------

@@ -28,14 +28,13 @@ quick = settings(max_examples=100, deadline=None)
 def tiles_of(kernel, p):
     if kernel == "grouped_gemm":
         return math.ceil(p["m"] / 64) * math.ceil(p["n"] / 64)
-    if kernel == "column_norms":
-        return math.ceil(p["cols"] / 32) + math.ceil(p["u_cols"] / 32)
-    if kernel in ("gram", "gram_reduce"):
+    if kernel == "triangular_product":
+        return math.ceil(p["m"] / 64) * math.ceil(p["n"] / 64)
+    if kernel == "project_out":
+        return max(1, math.ceil(p["cols"] / 16))
+    if kernel == "gram":
         blocks = math.ceil(p["size"] / 64)
-        lower = blocks * (blocks + 1) // 2
-        return lower * p["splits"] if kernel == "gram" else lower
-    if kernel == "core_step":
-        return math.ceil(p["elements"] / 1024)
+        return blocks * (blocks + 1) // 2 * p["splits"]
     return 1
 
 
@@ -51,11 +50,10 @@ def check(plan, device):
         assert 32 <= launch["block"] <= 1024
         assert launch["shared"] <= shared <= 232448
         problems = launch["problems"]
-        first = "first_reduce" if launch["kernel"] == "gram_reduce" else "first_tile"
-        if first in problems[0]:
+        if "first_tile" in problems[0]:
             expected = 0
             for p in problems:
-                assert p[first] == expected
+                assert p["first_tile"] == expected
                 owned = tiles_of(launch["kernel"], p)
                 assert owned > 0
                 expected += owned
@@ -138,7 +136,7 @@ def tangents(draw):
 def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, device):
     plan = check(_C.tangent_basis_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
     kernels = [launch["kernel"] for launch in plan["launches"]]
-    assert len(kernels) <= 16
+    assert len(kernels) <= 8
     assert kernels.count("semidefinite_cholesky") == 2
     for launch in plan["launches"]:
         if launch["kernel"] == "semidefinite_cholesky":
@@ -198,21 +196,6 @@ def test_qr_and_svd_plans(dtype, m, n, device):
             check(plan_of(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
 
 
-@st.composite
-def steps(draw):
-    shape = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6).filter(lambda s: math.prod(s) < 10**5))
-    augmented = [draw(st.integers(n, 2 * n)) for n in shape]
-    return [OUT] * 8, shape, augmented, [0, 1, 0, 0], [0.1] * 7
-
-
-@quick
-@given(dtypes, st.lists(steps(), min_size=1, max_size=5), devices)
-def test_core_step_is_one_launch(dtype, problems, device):
-    plan = check(_C.core_step_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
-    (launch,) = plan["launches"]
-    assert [p["elements"] for p in launch["problems"]] == [math.prod(p[2]) for p in problems]
-
-
 def test_a_plan_is_a_function_of_its_arguments():
     problems = [(OUT, OUT, OUT, OUT, 512, 64, 64), (OUT, OUT, OUT, OUT, 9, 3, 3)]
     first, second = (_C.tangent_basis_cuda_plan(0, problems, WORKSPACE, 132, 230400) for _ in range(2))
@@ -228,24 +211,50 @@ def resnet18(fraction):
     return [(max(1, int(fraction * n_out)), max(1, int(fraction * n_in))) for n_out, n_in in layers]
 
 
+PIECE = 31744  # bytes of a table that one launch brings to the device: TablePiece of csrc/kernels/table.cuh
+
+
+def launches(plan):
+    """All launches of a plan, those that store its table included."""
+    return len(plan["launches"]) + math.ceil(len(plan["table"]) / PIECE)
+
+
+@pytest.mark.parametrize(("modes", "most"), [(2, 22), (4, 27)])
 @pytest.mark.parametrize("fraction", [1 / 8, 1 / 4, 1 / 2])
-def test_a_resnet18_step_takes_few_launches(fraction):
-    """Independent of depth, as kernels of one launch over all layers and modes should be."""
+def test_a_resnet18_step_takes_few_launches(fraction, modes, most):
+    """Kernels run once for all layers and modes, so that only the table grows with depth."""
     ranks = [r for pair in resnet18(fraction) for r in pair]
     tangent = [(OUT, OUT, OUT, OUT, int(r / fraction), r, r) for r in ranks]
+    projections = [OUT] * modes + [0] * (4 - modes)
     cores = [
-        (OUT, OUT, [OUT, OUT, 0, 0], OUT, OUT, shape, [1, 1, 1, 1], shape, 4, 0.1, False, 12)
+        (OUT, OUT, projections, OUT, OUT, shape, [1, 1, 1, 1], shape, 4, 0.1, False, 12)
         for shape in [[2 * a, 2 * b, 3, 3] for a, b in resnet18(fraction)]
     ]
-    counts = {}
-    for layers in (1, len(cores)):
-        plans = [
-            _C.tangent_basis_cuda_plan(0, tangent[: 2 * layers], WORKSPACE, 132, 230400),
-            _C.hosvd_truncate_cuda_plan(0, cores[-layers:], WORKSPACE, 132, 230400),
-        ]
-        counts[layers] = sum(len(plan["launches"]) for plan in plans)
-    assert counts[len(cores)] <= counts[1] + 2  # gram_reduce, where some sum is long enough to be cut
-    assert counts[len(cores)] <= 36
+
+    def plans(layers):
+        return (
+            check(_C.tangent_basis_cuda_plan(0, tangent[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+            check(_C.hosvd_truncate_cuda_plan(0, cores[:layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+        )
+
+    whole, shallow = plans(len(cores)), plans(1)
+    assert [len(p["launches"]) for p in whole] == [len(p["launches"]) for p in shallow] == [8, 7 + 2 * modes]
+    assert sum(map(launches, whole)) <= most
+
+
+KERNELS = {
+    "tangent_basis": ["project_out", "gram", "semidefinite_cholesky", "triangular_product"] * 2,
+    "batched_qr": ["project_out"] + ["gram", "semidefinite_cholesky", "triangular_product"] * 2 + ["grouped_gemm"],
+}
+
+
+def test_which_kernels_run():
+    """In particular nothing between them: projections, norms and the sums of a split Gram matrix are part of these."""
+    tangent = _C.tangent_basis_cuda_plan(0, [(OUT, OUT, OUT, OUT, 5000, 64, 64)], WORKSPACE, *DEVICES["H200"])
+    qr = _C.batched_qr_cuda_plan(0, [(OUT, OUT, OUT, 5000, 64)], WORKSPACE, *DEVICES["H200"])
+    assert tangent["launches"][1]["problems"][0]["splits"] > 1
+    for name, plan in (("tangent_basis", tangent), ("batched_qr", qr)):
+        assert [launch["kernel"] for launch in plan["launches"]] == KERNELS[name]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +266,6 @@ def test_a_resnet18_step_takes_few_launches(fraction):
         (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2] * 9, [1], [1], [0], False)], 0, 1, 99328), "at most 8"),
         (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 99328), "support"),
         (lambda: _C.multi_mode_dot_cuda_plan(7, [(0, 0, [2], [0], [1], [0], False)], 0, 1, 99328), "support"),
-        (lambda: _C.core_step_cuda_plan(0, [([0] * 8, [3], [2], [0, 1, 0, 0], [0.0] * 7)], 0, 1, 1), "out of range"),
     ],
 )
 def test_plans_refuse_what_they_cannot_do(call, message):

@@ -9,10 +9,10 @@ Products take any size. Factorisations take matrices whose smaller side (for `ta
 for `hosvd_truncate` the mode) is at most 1024; a call with a larger one goes to the reference, which waits for the
 device, and the log of `tucker_kernels` says so.
 
-Limits of the method: columns that are nearly dependent (remainder within about 1e3 of rounding) while later columns
-lean on them lose digits, because the inverse triangular factor is rounded to the matrix's type; in float64, what a
-Gram matrix in float64 cannot see (relative size 1e-7) counts as zero. QR and SVD leave exact zeros where a vector is
-not determined. Ranks chosen by tolerance are not cut further where one exceeds the product of the others.
+Limits of the method: factors come from Gram matrices in float64. For float32 that is more than enough; in float64 a
+remainder below about √ε, relative to its column and the coefficients with which earlier columns explain it, counts as
+zero. QR and SVD leave exact zeros where a vector is not determined. Ranks chosen by tolerance are not cut further where
+one exceeds the product of the others.
 """
 
 import logging
@@ -162,49 +162,3 @@ def batched_svd(matrices):
 
 def _addresses(tensors):
     return [t.data_ptr() for t in tensors]
-
-
-# ---- the core step: not an operator of the library, for optimisers that step many cores at once -----------
-
-
-def core_step(cores, gradients, firsts=None, seconds=None, *, optimizer="sgd", lr, step=1, **options):
-    """One optimiser step on zero-padded cores, all in one launch: `torch.optim`'s SGD, Adam or AdamW on padded tensors.
-
-    Args:
-        cores: list of (r_1, …, r_d), taken as zero beyond their shape.
-        gradients: list of (R_1, …, R_d), R_i ≥ r_i: the gradients in augmented bases.
-        firsts, seconds: states of the previous step (momentum, or Adam's two moments) in the shapes of the cores;
-            `None` on the first step.
-        optimizer: "sgd" (options momentum, dampening, weight_decay, nesterov), "adam" or "adamw" (betas, eps,
-            weight_decay). step: 1 for the first.
-
-    Returns: (new cores, firsts, seconds, norms): lists in the shapes of the gradients, states that the optimiser does
-    not have as `None`, and ‖new core‖ as a float64 device tensor. float32 and float64.
-    """
-    adam = optimizer in ("adam", "adamw")
-    momentum, (beta1, beta2) = options.get("momentum", 0.0), options.get("betas", (0.9, 0.999))
-    old, grads = [c.contiguous() for c in cores], [g.contiguous() for g in gradients]
-    states = [None if s is None else [t.contiguous() for t in s] for s in (firsts, seconds)]
-    new = [torch.empty_like(g) for g in grads]
-    new_firsts = [torch.empty_like(g) for g in grads] if adam or momentum else None
-    new_seconds = [torch.empty_like(g) for g in grads] if adam else None
-    norms = grads[0].new_empty(len(grads), dtype=torch.float64)
-    numbers = [lr, momentum, options.get("dampening", 0.0), options.get("weight_decay", 0.0)]
-    numbers += [beta1, beta2, options.get("eps", 1e-8)]
-    choices = [int(adam), step, int(options.get("nesterov", False)), int(optimizer == "adamw")]
-
-    def address(tensors, i):
-        return 0 if tensors is None else tensors[i].data_ptr()
-
-    problems = [
-        (
-            [
-                *(address(tensors, i) for tensors in (old, grads, *states, new, new_firsts, new_seconds)),
-                norms.data_ptr() + 8 * i,
-            ],
-            *(list(old[i].shape), list(grads[i].shape), choices, numbers),
-        )
-        for i in range(len(old))
-    ]
-    _launch("core_step", grads[0], problems)
-    return new, new_firsts, new_seconds, norms

@@ -25,26 +25,24 @@ class GramTable {
     p.size = static_cast<int32_t>(size), p.depth = static_cast<int32_t>(depth);
     p.splits = static_cast<int32_t>(std::max<int64_t>(1, (depth + split_depth - 1) / split_depth));
     p.split_depth = static_cast<int32_t>(split_depth);
-    if (p.splits > 1) p.partial = builder.scratch<double>(p.splits * size * size);
     const int64_t blocks = (size + tile - 1) / tile, lower = blocks * (blocks + 1) / 2;
+    if (p.splits > 1) {
+      p.partial = builder.scratch<double>(p.splits * size * size);
+      p.finished = builder.initialised(std::vector<int32_t>(lower));
+    }
     p.first_tile = static_cast<int32_t>(tiles_);
-    p.first_reduce = static_cast<int32_t>(reduces_);
     tiles_ += lower * p.splits;
-    reduces_ += lower;
-    split_ |= p.splits > 1;
     problems_.push_back(p);
     return problems_.back();
   }
 
   void launch(PlanBuilder& builder) const {
     builder.persistent(Kernel::gram, problems_, tiles_, gram_threads);
-    if (split_) builder.persistent(Kernel::gram_reduce, problems_, reduces_, gram_reduce_threads);
   }
 
  private:
   std::vector<GramProblem<T>> problems_;
-  int64_t tiles_ = 0, reduces_ = 0;
-  bool split_ = false;
+  int64_t tiles_ = 0;
 };
 
 template <class T>

@@ -4,12 +4,12 @@
 
 #include "core/portability.h"
 #include "cuda/operators.h"
-#include "kernels/column_norms.cuh"
-#include "kernels/core_step.cuh"
 #include "kernels/gram.cuh"
 #include "kernels/grouped_gemm.cuh"
 #include "kernels/jacobi_svd.cuh"
+#include "kernels/project_out.cuh"
 #include "kernels/semidefinite_cholesky.cuh"
+#include "kernels/triangular_product.cuh"
 #include "kernels/truncation_error.cuh"
 
 namespace tk {
@@ -33,9 +33,17 @@ struct Start {
   const char* table;
   cudaStream_t stream;
 
+  template <class Function>
+  bool allow_shared(Function* kernel) const {
+    return launch.shared <= 48 * 1024 ||
+           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(launch.shared)) == cudaSuccess;
+  }
+
   // A persistent grid over tiles.
   template <class Problem>
   tk_status tiles(void (*kernel)(const Problem*, int, int)) const {
+    if (!allow_shared(kernel)) return TK_CUDA_ERROR;
     TK_LAUNCH(kernel, dim3(launch.grid), dim3(launch.block), launch.shared, stream,
               reinterpret_cast<const Problem*>(table), launch.count, launch.work);
     return TK_OK;
@@ -44,9 +52,7 @@ struct Start {
   // One block per problem, with shared memory by the size of the problem.
   template <class Problem>
   tk_status blocks(void (*kernel)(const Problem*)) const {
-    if (launch.shared > 48 * 1024 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                          static_cast<int>(launch.shared)) != cudaSuccess)
-      return TK_CUDA_ERROR;
+    if (!allow_shared(kernel)) return TK_CUDA_ERROR;
     TK_LAUNCH(kernel, dim3(launch.grid), dim3(TK_THREADS(launch.block)), launch.shared, stream,
               reinterpret_cast<const Problem*>(table));
     return TK_OK;
@@ -58,18 +64,16 @@ tk_status start(const Start& start) {
   switch (start.launch.kernel) {
     case Kernel::grouped_gemm:
       return start.tiles(grouped_gemm<T>);
-    case Kernel::column_norms:
-      return start.tiles(column_norms<T>);
+    case Kernel::project_out:
+      return start.tiles(project_out<T>);
     case Kernel::gram:
       return start.tiles(gram<T>);
-    case Kernel::gram_reduce:
-      return start.tiles(gram_reduce<T>);
     case Kernel::semidefinite_cholesky:
       return start.blocks(semidefinite_cholesky<T>);
+    case Kernel::triangular_product:
+      return start.tiles(triangular_product<T>);
     case Kernel::jacobi_svd:
       return start.blocks(jacobi_svd<T>);
-    case Kernel::core_step:
-      return start.tiles(core_step<T>);
     case Kernel::truncation_error:
       return start.blocks(truncation_error);
     default:
@@ -135,5 +139,4 @@ TK_OPERATOR(tangent_basis, tk_tangent)
 TK_OPERATOR(hosvd_truncate, tk_truncation)
 TK_OPERATOR(batched_qr, tk_qr)
 TK_OPERATOR(batched_svd, tk_svd)
-TK_OPERATOR(core_step, tk_core_step)
 #undef TK_OPERATOR

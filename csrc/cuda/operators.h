@@ -23,6 +23,5 @@ PlanFunction<tk_tangent> tangent_basis_plan;
 PlanFunction<tk_truncation> hosvd_truncate_plan;
 PlanFunction<tk_qr> batched_qr_plan;
 PlanFunction<tk_svd> batched_svd_plan;
-PlanFunction<tk_core_step> core_step_plan;
 
 }  // namespace tk

@@ -1,13 +1,17 @@
 // Block Gram–Schmidt with reorthogonalisation as a sequence of launches over many matrices: the columns of d
 // become orthonormal to those of u and to each other, or exactly zero where they depend on them.
 //
-//   W ← (D − U Uᵀ D) diag(1/‖d_j‖);  W ← W − U Uᵀ W;  W ← W R⁻¹ with RᵀR = WᵀW in float64, dependent pivots
-//   dropped; W ← W − U Uᵀ W;  V ← W R⁻¹ once more.
+//   W ← D diag(1/‖d_j‖);  twice W ← W − U Uᵀ W;  W ← W R⁻¹ with RᵀR = WᵀW, dependent pivots dropped;
+//   W ← W − U Uᵀ W;  V ← W R⁻¹ once more.
+//
+// R⁻¹ and the products with it are float64: in float32 a direction that nearly depends on others would be
+// lost in the rounding of large coefficients. Columns that are nearly orthonormal already need one R alone.
 //
 // Source: Giraud, Langou, Rozložník & van den Eshof 2005; Stathopoulos & Wu 2002 (Gram-based block
 // orthogonalisation).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -22,8 +26,8 @@ struct Orthonormalization {
   Matrix<T> d;  // n×p
   T* v;         // n×p, or p×n where transposed, contiguous
   int64_t n, r, p;
-  bool unit;  // the columns of d are unit vectors or zero already (and r = 0)
-  bool transposed;
+  bool unit;         // r = 0 and the columns of d are nearly orthonormal, or zero: one factor is enough
+  bool transposed;   // v
   bool pack;         // kept columns first
   double tolerance;  // squared: a pivot at or below it is a dependent column
   int64_t* rank;     // null, or where the number of kept columns goes
@@ -51,141 +55,116 @@ class OrthonormalizePlan {
       Buffers b{};
       if (!o.unit) {
         b.w = builder.scratch<T>(o.n * o.p);
-        b.scale = builder.scratch<T>(o.p);
+        b.x = builder.scratch<T>(o.n * o.p);
+        if (project_out_shared<T>(o.n) > builder.shared_bytes())
+          b.strips = builder.scratch<T>(strips(o) * o.n * projection_columns);
       }
-      b.x = builder.scratch<T>(o.n * o.p);
-      b.t = builder.scratch<T>(o.r * o.p);
       b.gram = builder.scratch<double>(o.p * o.p);
-      b.inverse = builder.scratch<T>(o.p * o.p);
+      b.inverse = builder.scratch<double>(o.p * o.p);
       buffers_.push_back(b);
+      twice_ += o.unit ? 0 : 1;
     }
   }
 
   void build() {
-    norms();
-    project_and_scale();
-    project([this](size_t i) { return buffers_[i].w; });
-    factor([this](size_t i) { return input(i); }, [this](size_t i) { return all_[i].tolerance; }, false);
-    solve([this](size_t i) { return input(i); }, false);
-    project([this](size_t i) { return buffers_[i].x; });
-    const auto second = [this](size_t i) { return plain(buffers_[i].x, i); };
-    factor(second, [](size_t) { return 0.25; }, true);
-    solve(second, true);
+    project(true);
+    factor(true);
+    solve(true);
+    if (twice_ == 0) return;
+    project(false);
+    factor(false);
+    solve(false);
   }
 
  private:
   struct Buffers {
-    T *w, *scale, *x, *t;
-    double* gram;
-    T* inverse;
+    T *w, *x, *strips;
+    double *gram, *inverse;
   };
 
-  Matrix<T> plain(const T* data, size_t i) const { return {data, all_[i].p, 1}; }
-  Matrix<T> input(size_t i) const { return all_[i].unit ? all_[i].d : plain(buffers_[i].w, i); }
-  Matrix<T> basis(size_t i) const { return {all_[i].u, all_[i].r, 1}; }
+  static int64_t strips(const Orthonormalization<T>& o) {
+    return std::max<int64_t>(1, (o.p + projection_columns - 1) / projection_columns);
+  }
 
-  void norms() {
-    std::vector<NormProblem<T>> problems;
-    int64_t tiles = 0;
+  // What the first or second factor is of.
+  Matrix<T> input(size_t i, bool first) const {
+    const auto& o = all_[i];
+    return o.unit ? o.d : Matrix<T>{first ? buffers_[i].w : buffers_[i].x, o.p, 1};
+  }
+  // Whether it is the only or second one.
+  bool last(size_t i, bool first) const { return all_[i].unit || !first; }
+
+  // w = d normalised and projected twice, or x projected once more.
+  void project(bool first) {
+    std::vector<ProjectionProblem<T>> problems;
+    int64_t tiles = 0, shared = project_out_shared<T>(0);
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (o.unit) continue;
-      NormProblem<T> p{};
-      p.d = o.d.data, p.d_row = o.d.row, p.d_col = o.d.col;
-      p.u = o.u, p.u_cols = static_cast<int32_t>(o.r);
-      p.scale = buffers_[i].scale, p.flag = o.flag;
-      p.rows = static_cast<int32_t>(o.n), p.cols = static_cast<int32_t>(o.p);
+      if (o.unit || (!first && o.r == 0)) continue;
+      const Matrix<T> from = first ? o.d : input(i, false);
+      ProjectionProblem<T> p{};
+      p.d = from.data, p.d_row = from.row, p.d_col = from.col;
+      p.u = o.u;
+      p.out = first ? buffers_[i].w : buffers_[i].x;
+      p.work = buffers_[i].strips;
+      p.flag = o.flag;
+      p.n = static_cast<int32_t>(o.n), p.r = static_cast<int32_t>(o.r), p.cols = static_cast<int32_t>(o.p);
+      p.normalise = first, p.passes = first ? 2 : 1;
       p.first_tile = static_cast<int32_t>(tiles);
-      const int64_t own = (o.p + norm_columns - 1) / norm_columns + (o.r + norm_columns - 1) / norm_columns;
-      tiles += own;
-      if (own) problems.push_back(p);
+      tiles += strips(o);
+      if (p.work == nullptr) shared = std::max(shared, project_out_shared<T>(o.n));
+      problems.push_back(p);
     }
-    builder_.persistent(Kernel::column_norms, problems, tiles, norm_threads);
+    builder_.persistent(Kernel::project_out, problems, tiles, projection_threads, shared);
   }
 
-  // t = uᵀ x
-  void inner_products(const std::vector<Matrix<T>>& x) {
-    GemmTable<T> table;
-    for (size_t i = 0; i < all_.size(); ++i) {
-      const auto& o = all_[i];
-      if (o.r > 0) table.add(o.r, o.p, o.n, basis(i).transposed(), x[i], buffers_[i].t, o.p).flag = o.flag;
-    }
-    table.launch(builder_);
-  }
-
-  // w = (d − u uᵀ d) scale
-  void project_and_scale() {
-    std::vector<Matrix<T>> x;
-    for (const auto& o : all_) x.push_back(o.d);
-    inner_products(x);
-    GemmTable<T> table;
-    for (size_t i = 0; i < all_.size(); ++i) {
-      const auto& o = all_[i];
-      if (o.unit) continue;
-      GemmProblem<T>& p = table.add(o.n, o.p, o.r, basis(i), plain(buffers_[i].t, i), buffers_[i].w, o.p);
-      p.source = o.d.data, p.source_row = o.d.row, p.source_col = o.d.col;
-      p.alpha = -1, p.beta = 1, p.scale = buffers_[i].scale, p.flag = o.flag;
-    }
-    table.launch(builder_);
-  }
-
-  // x ← x − u uᵀ x
-  template <class Which>
-  void project(Which which) {
-    std::vector<Matrix<T>> x;
-    for (size_t i = 0; i < all_.size(); ++i) x.push_back(plain(which(i), i));
-    inner_products(x);
-    GemmTable<T> table;
-    for (size_t i = 0; i < all_.size(); ++i) {
-      const auto& o = all_[i];
-      if (o.r == 0) continue;
-      GemmProblem<T>& p = table.add(o.n, o.p, o.r, basis(i), plain(buffers_[i].t, i), which(i), o.p);
-      p.source = which(i), p.source_row = o.p, p.source_col = 1;
-      p.alpha = -1, p.beta = 1, p.flag = o.flag;
-    }
-    table.launch(builder_);
-  }
-
-  template <class X, class Tolerance>
-  void factor(X x, Tolerance tolerance, bool last) {
+  void factor(bool first) {
     GramTable<T> grams;
     CholeskyTable<T> factors;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      grams.add(builder_, x(i).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
-      CholeskyProblem<T>& p = factors.add(builder_, buffers_[i].gram, o.p, tolerance(i), o.flag);
-      p.relative = last ? 0 : gram_resolution(o.n);
+      if (o.unit && !first) continue;
+      grams.add(builder_, input(i, first).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
+      CholeskyProblem<T>& p =
+          factors.add(builder_, buffers_[i].gram, o.p, first ? o.tolerance : 0.25, o.flag);
+      p.relative = first ? gram_resolution(o.n) : 0;
       p.inverse = buffers_[i].inverse;
-      p.pack = o.pack;
-      p.rank = last ? o.rank : nullptr;
+      p.pack = o.pack && last(i, first);
+      p.rank = last(i, first) ? o.rank : nullptr;
     }
     grams.launch(builder_);
     factors.launch(builder_);
   }
 
-  // x R⁻¹, into the buffer x or, at the end, into v
-  template <class X>
-  void solve(X x, bool last) {
-    GemmTable<T> table;
+  // The input times R⁻¹: x, or at the end v.
+  void solve(bool first) {
+    std::vector<TriangularProblem<T>> problems;
+    int64_t tiles = 0;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      const Matrix<T> inverse = plain(buffers_[i].inverse, i);
-      if (!last) {
-        table.add(o.n, o.p, o.p, x(i), inverse, buffers_[i].x, o.p).flag = o.flag;
-        continue;
-      }
-      GemmProblem<T>& p = o.transposed
-                              ? table.add(o.p, o.n, o.p, inverse.transposed(), x(i).transposed(), o.v, o.n)
-                              : table.add(o.n, o.p, o.p, x(i), inverse, o.v, o.p);
+      if ((o.unit && !first) || o.n == 0 || o.p == 0) continue;
+      const Matrix<T> a = input(i, first);
+      TriangularProblem<T> p{};
+      p.a = a.data, p.a_row = a.row, p.a_col = a.col;
+      p.b = buffers_[i].inverse;
+      p.out = last(i, first) ? o.v : buffers_[i].x;
+      p.out_row = o.p, p.out_col = 1;
+      if (last(i, first) && o.transposed) p.out_row = 1, p.out_col = o.n;
       p.flag = o.flag;
-      p.on_flag = o.on_flag;
+      p.m = static_cast<int32_t>(o.n), p.n = static_cast<int32_t>(o.p);
+      p.first_tile = static_cast<int32_t>(tiles);
+      p.packed = o.pack && last(i, first);
+      p.on_flag = last(i, first) ? o.on_flag : OnFlag::skip;
+      tiles += GemmTable<T>::tiles(o.n, o.p);
+      problems.push_back(p);
     }
-    table.launch(builder_);
+    builder_.persistent(Kernel::triangular_product, problems, tiles, gram_threads);
   }
 
   PlanBuilder& builder_;
   const std::vector<Orthonormalization<T>>& all_;
   std::vector<Buffers> buffers_;
+  int64_t twice_ = 0;  // how many need the second factor
 };
 
 template <class T>

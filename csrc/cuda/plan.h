@@ -18,13 +18,12 @@ namespace tk {
 
 enum class Kernel : int32_t {
   grouped_gemm,
-  column_norms,
+  project_out,
   gram,
-  gram_reduce,
   semidefinite_cholesky,
+  triangular_product,
   jacobi_svd,
   truncation_error,
-  core_step,
 };
 const char* kernel_name(Kernel kernel);
 
@@ -83,11 +82,12 @@ class PlanBuilder {
 
   // One launch of a persistent grid over `tiles`; nothing where there is nothing to do.
   template <class Problem>
-  void persistent(Kernel kernel, const std::vector<Problem>& problems, int64_t tiles, int32_t block) {
+  void persistent(Kernel kernel, const std::vector<Problem>& problems, int64_t tiles, int32_t block,
+                  int64_t shared = 0) {
     if (tiles == 0) return;
     const int64_t most = static_cast<int64_t>(device_.multiprocessors) * blocks_per_multiprocessor;
     add(kernel, problems, static_cast<int32_t>(tiles), static_cast<int32_t>(tiles < most ? tiles : most),
-        block, 0);
+        block, shared);
   }
 
   // One block per problem.

@@ -40,6 +40,10 @@ TK_EXPORT int64_t tk_emu_problem_bytes(const char* kernel, tk_dtype dtype) {
   const bool wide = dtype == TK_FLOAT64;
   if (name == "grouped_gemm") return wide ? sizeof(tk::GemmProblem<double>) : sizeof(tk::GemmProblem<float>);
   if (name == "gram") return wide ? sizeof(tk::GramProblem<double>) : sizeof(tk::GramProblem<float>);
+  if (name == "project_out")
+    return wide ? sizeof(tk::ProjectionProblem<double>) : sizeof(tk::ProjectionProblem<float>);
+  if (name == "triangular_product")
+    return wide ? sizeof(tk::TriangularProblem<double>) : sizeof(tk::TriangularProblem<float>);
   if (name == "semidefinite_cholesky")
     return wide ? sizeof(tk::CholeskyProblem<double>) : sizeof(tk::CholeskyProblem<float>);
   if (name == "jacobi_svd")

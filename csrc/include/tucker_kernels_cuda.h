@@ -92,33 +92,6 @@ typedef struct {
 TK_API tk_status tk_batched_svd_cuda(tk_dtype dtype, int32_t count, const tk_svd* problems, void* workspace,
                                      int64_t* workspace_bytes, void* stream);
 
-/* One optimiser step on augmented cores, out of place. core and the states first and second have `shape` and
- * are taken as zero beyond it; gradient and the outputs have `augmented`. NULL states are zero. new_second is
- * used by TK_ADAM alone, new_first may be NULL where momentum is 0. norm (may be NULL) gets ‖new_core‖. */
-typedef enum { TK_SGD = 0, TK_ADAM = 1 } tk_optimizer;
-typedef struct {
-  const void* core;
-  const void* gradient;
-  const void* first;
-  const void* second;
-  void* new_core;
-  void* new_first;
-  void* new_second;
-  double* norm;
-  int32_t ndim;
-  int64_t shape[TK_MAX_MODES], augmented[TK_MAX_MODES];
-} tk_core_step_tensors;
-typedef struct {
-  tk_core_step_tensors tensors;
-  tk_optimizer optimizer;
-  double lr, momentum, dampening, weight_decay; /* SGD: momentum and dampening */
-  double beta1, beta2, epsilon;                 /* Adam */
-  int64_t step;                                 /* 1 for the first */
-  int32_t nesterov, decoupled;                  /* decoupled: AdamW's weight decay */
-} tk_core_step;
-TK_API tk_status tk_core_step_cuda(tk_dtype dtype, int32_t count, const tk_core_step* problems,
-                                   void* workspace, int64_t* workspace_bytes, void* stream);
-
 #ifdef __cplusplus
 }
 #endif

@@ -1,7 +1,6 @@
-// Matrix products of different sizes in one launch: projections, triangular solves by an inverted factor,
-// changes of basis, n-mode products by strides, polishing.
+// Matrix products of different sizes in one launch: changes of basis, n-mode products by strides.
 //
-//   out[i,j] = alpha scale[j] Σ_k a[i,k] b[k,j] + beta scale[j] source[i,j]
+//   out[i,j] = alpha Σ_k a[i,k] b[k,j] + beta source[i,j]
 //
 // Layout: any strides; k of a and b, and j of b and out, may run over two dimensions (GemmProblem), so that
 // an unfolding is multiplied where it lies. out may be source itself; it may not overlap a or b. Tiling: 128
@@ -137,14 +136,12 @@ __global__ void __launch_bounds__(GemmTile::threads)
       if (n >= p.n) continue;
       const int64_t at_n = strided(n, p.n_inner, p.out_col, p.out_col_outer);
       const int64_t from_n = strided(n, p.n_inner, p.source_col, p.source_col_outer);
-      const T scale = p.scale != nullptr ? p.scale[n] : T(1);
 #pragma unroll
       for (int i = 0; i < Tile::rows; ++i) {
         const int m = i0 + row + i;
         if (m >= p.m) continue;
         T value = alpha * sum[i][j];
         if (beta != T(0)) value += beta * p.source[m * p.source_row + from_n];
-        value *= scale;
         if (p.upper && m > n) value = T(0);
         if (p.out != nullptr) p.out[m * p.out_row + at_n] = value;
         squares += double(value) * double(value);

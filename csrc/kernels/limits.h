@@ -6,11 +6,10 @@
 namespace tk {
 
 constexpr int32_t gemm_tile = 64, gemm_threads = 128;
-constexpr int32_t norm_columns = 32, norm_threads = 256;
-constexpr int32_t gram_tile = 64, gram_threads = 128, gram_reduce_threads = 256;
+constexpr int32_t projection_columns = 16, projection_chunk = 128, projection_threads = 256;
+constexpr int32_t gram_tile = 64, gram_threads = 128;
 constexpr int32_t semidefinite_cholesky_threads = 512;
 constexpr int32_t jacobi_svd_threads = 1024;
-constexpr int32_t step_tile = 1024, step_threads = 256;
 
 // The most that a block of any current GPU can ask for (sm_90, sm_100: 227 KiB).
 constexpr int64_t most_shared_bytes = 232448;
@@ -19,6 +18,10 @@ constexpr int64_t static_shared_bytes = 2048;
 
 // Dynamic shared memory of a block with one problem of this size, where it fits the device; where it does
 // not, the plan gives the problem a `work` buffer in device memory instead.
+template <class T>
+constexpr int64_t project_out_shared(int64_t rows) {
+  return (rows + projection_chunk) * projection_columns * static_cast<int64_t>(sizeof(T));
+}
 constexpr int64_t semidefinite_cholesky_shared(int64_t size) { return size * (size + 1) / 2 * 8 + size * 16; }
 template <class T>
 constexpr int64_t jacobi_svd_shared(int64_t size) {

@@ -19,16 +19,15 @@
 
 namespace tk {
 
-// What grouped_gemm writes where the flag is set.
+// What a product writes where the flag is set.
 enum class OnFlag : int32_t { skip, zero, source, identity, nan };
 
-// out[i,j] = alpha scale[j] Σ_k a[i,k] b[k,j] + beta scale[j] source[i,j],   i < m, j < n, k < depth.
+// out[i,j] = alpha Σ_k a[i,k] b[k,j] + beta source[i,j],   i < m, j < n, k < depth.
 template <class T>
 struct GemmProblem {
   const T* a;
   const T* b;
   const T* source;  // read where beta != 0 or on_flag = source; strides of out
-  const T* scale;   // null: ones
   T* out;           // null: only the sum of squares is wanted
   double* squares;  // null, or one sum of squares of out per tile
   const int32_t* flag;
@@ -44,17 +43,33 @@ struct GemmProblem {
   int32_t upper;  // non-zero: entries with i > j are written as zero
 };
 
-// Norms of the columns of d (rows×cols): scale[j] = 1/‖d_j‖, or 0 where ‖d_j‖ < 1e-30. Sets the flag where d
-// or the second matrix u (rows×u_cols, contiguous; u_cols may be 0) is not finite.
+// w = d with columns of length one (or zero, below 1e-30), or d itself; then `passes` times w ← w − U Uᵀw.
+// Sets the flag where d or U is not finite.
 template <class T>
-struct NormProblem {
+struct ProjectionProblem {
   const T* d;
-  const T* u;
-  T* scale;
+  const T* u;  // n×r, contiguous; r may be 0
+  T* out;      // n×cols, contiguous; may be d
+  T* work;     // n×16 elements for every strip where shared memory is too small for one, else null
   int32_t* flag;
   int64_t d_row, d_col;
-  int32_t rows, cols, u_cols;
-  int32_t first_tile;  // tiles of 32 columns, those of d first
+  int32_t n, r, cols;
+  int32_t normalise, passes;
+  int32_t first_tile;  // tiles are strips of 16 columns; one where there is no column, for the flag's sake
+};
+
+// out[i,j] = Σ_k a[i,k] b[k,j] in double precision, i < m; b is n×n, row-major.
+template <class T>
+struct TriangularProblem {
+  const T* a;
+  const double* b;
+  T* out;
+  const int32_t* flag;
+  int64_t a_row, a_col, out_row, out_col;
+  int32_t m, n;
+  int32_t first_tile;
+  int32_t packed;  // zero: b is upper triangular
+  OnFlag on_flag;  // not `source`
 };
 
 // gram[i,j] = Σ_k a[i,k] a[j,k], both triangles, row-major, leading dimension = size.
@@ -62,7 +77,8 @@ template <class T>
 struct GramProblem {
   const T* a;
   double* gram;
-  double* partial;  // [splits][size][size] when splits > 1 (lower tiles only), summed in order by gram_reduce
+  double* partial;    // [splits][size][size] when splits > 1 (lower tiles only)
+  int32_t* finished;  // zeros, one per lower tile, when splits > 1: counts the parts that are done
   const int32_t* flag;
   int64_t row;                 // stride between rows i
   int64_t col, col_outer;      // strides of k
@@ -70,7 +86,6 @@ struct GramProblem {
   int32_t splits;              // parts of the depth; part p is [p, p + 1) * split_depth
   int32_t split_depth;         // a multiple of 16
   int32_t first_tile;          // tiles are (lower 64×64 tile, split), split fastest
-  int32_t first_reduce;        // the same prefix sum for gram_reduce, one per lower tile
 };
 
 // Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ. A pivot d_j that is not
@@ -79,12 +94,12 @@ struct GramProblem {
 template <class T>
 struct CholeskyProblem {
   const double* gram;
-  double* work;   // size×size doubles for sizes beyond what one block's shared memory holds
-  T* inverse;     // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
-  T* factor;      // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
-  double* trace;  // null, or the trace of gram
-  int64_t* rank;  // null, or the number of kept columns (−1 where the flag is set)
-  int32_t* flag;  // set where the trace is not finite
+  double* work;     // size×size doubles for sizes beyond what one block's shared memory holds
+  double* inverse;  // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
+  T* factor;        // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
+  double* trace;    // null, or the trace of gram
+  int64_t* rank;    // null, or the number of kept columns (−1 where the flag is set)
+  int32_t* flag;    // set where the trace is not finite
   double tolerance;
   double relative;
   double shift;  // relative to the trace; where the trace is 0, L = I
@@ -127,28 +142,6 @@ struct ErrorProblem {
   int32_t tiles;
   int32_t modes, width;  // width − modes trailing zeros
   int32_t size[8];
-};
-
-// One optimiser step on a core that is zero-padded from `shape` to `augmented` on the way.
-template <class T>
-struct StepProblem {
-  const T* core;      // shape
-  const T* gradient;  // augmented
-  const T* first;     // momentum, or Adam's first moment; shape; null: zero
-  const T* second;    // Adam's second moment; shape; null: zero
-  T* new_core;        // augmented, as are the next two, which may be null
-  T* new_first;
-  T* new_second;
-  double* squares;    // one sum of squares of new_core per tile
-  double* norm;       // null, or where ‖new_core‖ goes
-  int32_t* finished;  // zero: counts the tiles that are done
-  int32_t elements, tiles, first_tile;
-  int32_t dims;
-  int32_t shape[8], augmented[8];
-  T lr, weight_decay, decay;  // decay multiplies the core (AdamW), weight_decay joins the gradient
-  T momentum, damped;         // damped = 1 − dampening; 1 on the first step
-  T beta1, beta2, step_size, root_correction, epsilon;  // step_size = lr / (1 − β₁ᵗ), sqrt(1 − β₂ᵗ)
-  int32_t adam, nesterov;
 };
 
 }  // namespace tk

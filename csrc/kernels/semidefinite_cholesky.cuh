@@ -13,7 +13,7 @@
 // rows from the last up in chunks, so that nothing is overwritten that is still read. Numerics: double
 // precision throughout, sums in a fixed order. In a static order the energy of what is dropped is at most
 // n·tolerance. NaN never reaches a pivot test: the trace is checked first. Template: T = float, double (the
-// outputs' type). Any number of threads that is a multiple of 32.
+// type of the factor; the inverse stays double). Any number of threads that is a multiple of 32.
 #pragma once
 
 #include "kernels/limits.h"
@@ -241,7 +241,7 @@ __device__ void semidefinite_cholesky_in(const CholeskyProblem<T>& p, double* me
   cholesky.invert();
   for (int e = threadIdx.x; e < n * n; e += blockDim.x) {
     const int i = e / n, j = e - i * n, column = cholesky.source[j];
-    p.inverse[cholesky.order[i] * n + j] = column < n && i <= column ? T(cholesky.at(column, i)) : T(0);
+    p.inverse[cholesky.order[i] * n + j] = column < n && i <= column ? cholesky.at(column, i) : 0;
   }
 }
 

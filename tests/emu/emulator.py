@@ -56,8 +56,11 @@ def pointer(array):
 
 # csrc/kernels/problems.h, field by field: p pointer, i int32, l int64, d double.
 PROBLEMS = {
-    "gram": "p:a p:gram p:partial p:flag l:row l:col l:col_outer i:size i:depth i:inner i:splits i:split_depth "
-    "i:first_tile i:first_reduce",
+    "gram": "p:a p:gram p:partial p:finished p:flag l:row l:col l:col_outer i:size i:depth i:inner i:splits "
+    "i:split_depth i:first_tile",
+    "project_out": "p:d p:u p:out p:work p:flag l:d_row l:d_col i:n i:r i:cols i:normalise i:passes i:first_tile",
+    "triangular_product": "p:a p:b p:out p:flag l:a_row l:a_col l:out_row l:out_col i:m i:n i:first_tile i:packed "
+    "i:on_flag",
     "semidefinite_cholesky": "p:gram p:work p:inverse p:factor p:trace p:rank p:flag d:tolerance d:relative "
     "d:shift i:size i:sort i:pack",
     "jacobi_svd": "p:factor p:basis p:sigma p:work p:trace p:rank p:flag d:bound d:shift d:tolerance i:size i:sweeps "

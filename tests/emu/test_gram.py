@@ -1,4 +1,4 @@
-"""The device kernels `gram` and `gram_reduce` against a float64 contraction, in all thread orders.
+"""The device kernel `gram` against a float64 contraction, in all thread orders.
 
 Products of float32 are exact in double precision, so what is left is the order of the sums: 1e-13 of ‖a_i‖‖a_j‖.
 """
@@ -8,7 +8,7 @@ import pytest
 
 from emu import emulator
 
-TILE, THREADS, REDUCE_THREADS = 64, 128, 256
+TILE, THREADS = 64, 128
 
 
 def lower_tiles(size):
@@ -18,7 +18,7 @@ def lower_tiles(size):
 
 def run(problems, dtype, grid=3):
     """Gram matrices of (array, row, col, col_outer, inner, size, depth, splits, split_depth, flag) by the kernels."""
-    rows, tiles, reduces, grams = [], 0, 0, []
+    rows, tiles, grams = [], 0, []
     for a, row, col, col_outer, inner, size, depth, splits, split_depth, flag in problems:
         gram = np.full((size, size), np.nan)
         partial = np.full((splits, size, size), np.nan)
@@ -26,16 +26,13 @@ def run(problems, dtype, grid=3):
             emulator.problem(
                 a=a, gram=gram, partial=partial, flag=flag, row=row, col=col, col_outer=col_outer, inner=inner
             )
+            | emulator.problem(finished=np.zeros(lower_tiles(size), np.int32))
             | emulator.problem(size=size, depth=depth, splits=splits, split_depth=split_depth)
-            | emulator.problem(first_tile=tiles, first_reduce=reduces)
+            | emulator.problem(first_tile=tiles)
         )
         tiles += lower_tiles(size) * splits
-        reduces += lower_tiles(size)
         grams.append(gram)
     emulator.launch("gram", dtype, rows, work=tiles, grid=min(grid, tiles), block=THREADS)
-    emulator.launch(
-        "gram_reduce", dtype, rows, work=reduces, grid=min(grid, reduces), block=REDUCE_THREADS, table="gram"
-    )
     return grams
 
 

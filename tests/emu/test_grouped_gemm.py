@@ -14,7 +14,7 @@ SKIP, ZERO, SOURCE, IDENTITY, NAN = range(5)
 
 # GemmProblem of csrc/kernels/problems.h.
 PROBLEM = np.dtype(
-    [(name, np.uint64) for name in ("a", "b", "source", "scale", "out", "squares", "flag")]
+    [(name, np.uint64) for name in ("a", "b", "source", "out", "squares", "flag")]
     + [(name, np.int64) for name in ("a_row", "a_col", "a_col_outer", "b_row", "b_row_outer", "b_col", "b_col_outer")]
     + [(name, np.int64) for name in ("source_row", "source_col", "source_col_outer")]
     + [(name, np.int64) for name in ("out_row", "out_col", "out_col_outer")]
@@ -123,15 +123,15 @@ def test_sum_over_two_dimensions(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_epilogue(dtype):
-    """out = (α a b + β source) diag(scale), its squares, and the upper triangle only."""
-    a, b, scale = normal((70, 20), dtype), normal((20, 90), dtype, 1), normal(90, dtype, 3)
+    """out = α a b + β source, its squares, and the upper triangle only."""
+    a, b = normal((70, 20), dtype), normal((20, 90), dtype, 1)
     source = normal((90, 70), dtype, 2).T
     out, squares = np.empty((70, 90), dtype), np.full(4, np.nan)
     strides = {"source_row": source.strides[0] // a.itemsize, "source_col": source.strides[1] // a.itemsize}
-    p = problem(a, b, out, source=source, scale=scale, squares=squares, alpha=-0.5, beta=1.5, upper=1, **strides)
+    p = problem(a, b, out, source=source, squares=squares, alpha=-0.5, beta=1.5, upper=1, **strides)
     run(dtype, [p])
     product = a.astype(float) @ b.astype(float)
-    expected = np.triu((-0.5 * product + 1.5 * source) * scale)
+    expected = np.triu(-0.5 * product + 1.5 * source)
     close(out, expected)
     assert np.all(np.tril(out, -1) == 0)
     parts = [np.sum(out.astype(float)[i : i + 64, j : j + 64] ** 2) for i in (0, 64) for j in (0, 64)]
