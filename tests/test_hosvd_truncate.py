@@ -270,6 +270,48 @@ def test_warm_cores(step, tol):
     check(grown, truncate(grown, tol=tol), tol=tol, more=1)
 
 
+def given_rank_cores():
+    """name → (core, ranks): cores that were zero beyond their ranks before a small step, and some that seem so."""
+    found = {}
+    for name, head in {
+        "flat": gaussian(40, 30, 3, 3, seed=1),
+        "decaying": CORES["large"][:40, :30],
+        "one mode cut": gaussian(40, 60, 3, 3, seed=2),
+        "three modes": gaussian(12, 10, 11, seed=3),
+        "a window cut": gaussian(12, 10, 2, 2, seed=4),
+        "pointwise": gaussian(40, 40, 1, 1, seed=5),
+        "large": gaussian(130, 70, 3, 3, seed=6),
+    }.items():
+        size = (80, 60, 3, 3) if head.ndim == 4 else (24, 20, 22)
+        size = tuple(max(a, b) for a, b in zip(size, head.shape)) if name != "large" else (260, 140, 3, 3)
+        size = size if name != "pointwise" else (80, 80, 1, 1)
+        for step in (1e-1, 1e-2, 1e-4, 1e-6):
+            found[f"{name}, step {step}"] = (warm_step(head, head.shape, size, step, 7), tuple(head.shape))
+    # Singular values in the head far below those of the tail: the axes are a bad start that looks like a good one.
+    for scale in (1e-2, 1e-5):
+        weak = gaussian(40, 30, 3, 3, seed=8)
+        weak[37:] *= scale
+        found[f"weak head {scale}"] = (warm_step(weak, weak.shape, (80, 30, 3, 3), 3e-2, 9), tuple(weak.shape))
+    tilted = torch.zeros(80, 60, 3, 3, dtype=torch.float64)
+    tilted[:40, :30] = gaussian(40, 30, 3, 3, seed=10)
+    tilted[40:, 30:] = 0.15 * gaussian(40, 30, 3, 3, seed=11)  # only where no head is
+    found["all in two tails"] = (tilted, (40, 30, 3, 3))
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_given_ranks_after_a_step(dtype):
+    """Subspaces found by one orthogonal iteration lose no more than leading singular vectors may."""
+    problems = given_rank_cores()
+    cores = [core.to(dtype) for core, _ in problems.values()]
+    new, projections, ranks, error = tk.hosvd_truncate(cores, ranks=[r for _, r in problems.values()])
+    for i, (name, (_, wanted)) in enumerate(problems.items()):
+        try:
+            check(cores[i], (new[i], projections[i], ranks[i].tolist(), float(error[i])), ranks=wanted)
+        except AssertionError as failure:
+            raise AssertionError(f"{name}: {failure}") from failure
+
+
 @pytest.mark.parametrize(
     ("dtype", "steps"), [(torch.float32, 25), pytest.param(torch.float32, 1000, marks=pytest.mark.long)]
 )

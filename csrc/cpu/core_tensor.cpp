@@ -26,21 +26,26 @@ void inner_first(const T* x, int64_t outer, int64_t n, int64_t inner, T* out) {
 }  // namespace
 
 template <class T>
+void gram_strip(int64_t n, int64_t columns, int64_t k, const T* a, int64_t row, int64_t col, double* gram) {
+  Buffer<T> part(strip * columns);
+  std::fill_n(gram, n * columns, 0.0);
+  for (int64_t p = 0; p < k; p += depth)
+    for (int64_t i = 0; i < n; i += strip) {
+      const int64_t rows = std::min(strip, n - i), width = std::min(i + rows, columns);
+      const T* own = a + p * col;
+      multiply<T>(rows, width, std::min(depth, k - p), 1, own + i * row, row, col, own, col, row, 0, part,
+                  width);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < width; ++c) gram[(i + r) * columns + c] += part[r * width + c];
+    }
+}
+
+template <class T>
 void mode_gram(const T* x, int64_t outer, int64_t n, int64_t inner, bool exact, double* gram) {
   thread_local Buffer<double> scratch(gram_scratch);
   const auto run = [&](int64_t k, const T* a, int64_t row, int64_t col) {
     if (exact) return simd<T>().gram(n, k, a, row, col, gram, n, scratch);
-    Buffer<T> part(strip * n);
-    std::fill_n(gram, n * n, 0.0);
-    for (int64_t p = 0; p < k; p += depth)
-      for (int64_t i = 0; i < n; i += strip) {
-        const int64_t rows = std::min(strip, n - i), columns = i + rows;
-        const T* own = a + p * col;
-        multiply<T>(rows, columns, std::min(depth, k - p), 1, own + i * row, row, col, own, col, row, 0, part,
-                    columns);
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < columns; ++c) gram[(i + r) * n + c] += part[r * columns + c];
-      }
+    gram_strip(n, n, k, a, row, col, gram);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = i + 1; j < n; ++j) gram[i * n + j] = gram[j * n + i];
   };
@@ -58,8 +63,9 @@ void unfold(const T* x, int64_t outer, int64_t n, int64_t inner, double* out) {
       std::copy_n(x + (o * n + k) * inner, inner, out + (k * outer + o) * inner);
 }
 
-#define TK_INSTANTIATE(T)                                                         \
-  template void mode_gram<T>(const T*, int64_t, int64_t, int64_t, bool, double*); \
+#define TK_INSTANTIATE(T)                                                                      \
+  template void gram_strip<T>(int64_t, int64_t, int64_t, const T*, int64_t, int64_t, double*); \
+  template void mode_gram<T>(const T*, int64_t, int64_t, int64_t, bool, double*);              \
   template void unfold<T>(const T*, int64_t, int64_t, int64_t, double*);
 TK_INSTANTIATE(float)
 TK_INSTANTIATE(double)

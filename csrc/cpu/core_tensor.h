@@ -11,6 +11,11 @@ namespace tk {
 template <class T>
 void mode_gram(const T* x, int64_t outer, int64_t n, int64_t inner, bool exact, double* gram);
 
+// The first `columns` columns of A Aᵀ (n×columns; what lies above the diagonal may stay zero), A (n×k) with
+// element strides; products and sums of up to 512 terms in T.
+template <class T>
+void gram_strip(int64_t n, int64_t columns, int64_t k, const T* a, int64_t row, int64_t col, double* gram);
+
 // Copies the unfolding of the middle index into `out` (n × outer·inner) in float64.
 template <class T>
 void unfold(const T* x, int64_t outer, int64_t n, int64_t inner, double* out);

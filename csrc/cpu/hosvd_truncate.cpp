@@ -8,7 +8,10 @@
 // products and the error of every core. Numerics: float64 Gram matrices where the tolerance leaves them room
 // (they square singular values), QR and Jacobi of the unfolding otherwise; products in T. The error is
 // sqrt(|C|² − |C'|²) where that difference is far above the rounding of C' and the norm of the explicit
-// residual otherwise. Results do not depend on the number of threads.
+// residual otherwise. Given ranks of a core whose energy lies in its leading corner, as after a small step in
+// training, take no solve at all: one orthogonal iteration per mode gives the subspaces, held to the same
+// bound (fixed_ranks.cpp), and the error comes from its blocks. Results do not depend on the number of
+// threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,6 +22,7 @@
 #include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/core_tensor.h"
+#include "cpu/fixed_ranks.h"
 #include "cpu/leading_vectors.h"
 #include "cpu/linalg.h"
 #include "cpu/mode_product.h"
@@ -58,7 +62,8 @@ struct Truncation {
   bool exact = true;                // the Gram matrices need float64 products
   int64_t d, tail;                  // modes; the first of the trailing modes that are done together
   int64_t rank[TK_MAX_MODES];
-  std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape
+  std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape; none: the identity
+  std::unique_ptr<FixedRanks<T>> steps;              // one orthogonal iteration per mode instead of solves
 
   explicit Truncation(const tk_hosvd_problem& problem) : p(problem), d(problem.modes), tail(problem.modes) {
     while (tail > 0 && product(p.shape + tail - 1, p.shape + d) <= small_window) --tail;
@@ -89,6 +94,14 @@ struct Truncation {
       bound = -1;
       gram = std::is_same_v<T, float>;
       exact = !gram;
+      for (int64_t mode = 0; mode < d; ++mode)
+        if (truncates(mode)) rank[mode] = std::min(p.max_rank[mode], p.shape[mode]);
+      steps = std::make_unique<FixedRanks<T>>(core, d, p.shape, rank);
+      // Ranks that were asked for may cut where only float64 products see anything.
+      for (int64_t mode = 0; mode < d; ++mode)
+        exact |= steps->cut(mode) &&
+                 steps->tail_energy(mode) < smallest_single_tolerance * smallest_single_tolerance * energy;
+      if (!steps->promising()) steps.reset();
       return;
     }
     bound = tol * tol * energy / (per_mode ? 1 : std::max<int64_t>(count, 1));
@@ -112,15 +125,28 @@ struct Truncation {
     const int64_t end = group < tail ? group + 1 : d;
     if (!finite || std::none_of(p.truncated + group, p.truncated + end, [](int64_t f) { return f != 0; }))
       return;
+    if (steps) {
+      for (int64_t mode = group; mode < end; ++mode) {
+        if (!steps->cut(mode)) continue;
+        vectors[mode] = std::make_unique<Buffer<T>>(rank[mode] * p.shape[mode]);
+        if (!steps->step(mode, *vectors[mode])) vectors[mode].reset();
+      }
+      return;
+    }
     if (!gram) {
       for (int64_t mode = group; mode < end; ++mode)
         if (truncates(mode)) vectors_of_unfolding(mode);
       return;
     }
     const double least = vectors_of_gram(group, end, exact);
-    // Ranks that were asked for may cut where only float64 products see anything.
     if (!exact && bound < 0 && least < smallest_single_tolerance * smallest_single_tolerance * energy)
       vectors_of_gram(group, end, true);
+  }
+
+  bool stepped_well() const {
+    for (int64_t mode = 0; mode < d; ++mode)
+      if (steps->cut(mode) && !vectors[mode]) return false;
+    return steps->optimal();
   }
 
   void vectors_of_unfolding(int64_t mode) {
@@ -160,7 +186,7 @@ struct Truncation {
   // The combined projection of a group, P_aᵀ ⊗ P_bᵀ …, rows × width; empty where nothing is truncated.
   std::vector<T> combined(int64_t group) const {
     const int64_t end = group < tail ? group + 1 : d;
-    if (std::none_of(p.truncated + group, p.truncated + end, [](int64_t f) { return f != 0; })) return {};
+    if (std::none_of(vectors + group, vectors + end, [](const auto& v) { return bool(v); })) return {};
     std::vector<T> result{T(1)};
     int64_t rows = 1, width = 1;
     for (int64_t mode = group; mode < end; ++mode) {
@@ -171,7 +197,7 @@ struct Truncation {
           for (int64_t b = 0; b < width; ++b)
             for (int64_t j = 0; j < n; ++j)
               next[((a * r + i) * width + b) * n + j] =
-                  result[a * width + b] * (truncates(mode) ? (*vectors[mode])[i * n + j] : T(i == j));
+                  result[a * width + b] * (vectors[mode] ? (*vectors[mode])[i * n + j] : T(i == j));
       result = std::move(next);
       rows *= r;
       width *= n;
@@ -214,8 +240,10 @@ struct Truncation {
     return result;
   }
 
-  // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it.
-  void make_feasible(std::vector<T>& small) {
+  // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it. Returns
+  // whether it had to.
+  bool make_feasible(std::vector<T>& small) {
+    bool changed = false;
     for (int64_t mode = 0; mode < d; ++mode) {
       const int64_t all = product(rank, rank + d), others = all / std::max<int64_t>(rank[mode], 1);
       if (!truncates(mode) || rank[mode] <= others) continue;
@@ -234,15 +262,21 @@ struct Truncation {
       multiply_mode({outer, old, inner, others, rotation.data(), old, 1}, small.data(), y);
       small.swap(y);
       auto rotated = std::make_unique<Buffer<T>>(others * n);
-      multiply<T>(others, n, old, 1, rotation.data(), old, 1, *vectors[mode], n, 1, 0, *rotated, n);
+      if (vectors[mode])
+        multiply<T>(others, n, old, 1, rotation.data(), old, 1, *vectors[mode], n, 1, 0, *rotated, n);
+      else
+        std::copy_n(rotation.data(), others * n, rotated->data());
       vectors[mode] = std::move(rotated);
       rank[mode] = others;
       mode = -1;  // other modes may have become infeasible
+      changed = true;
     }
+    return changed;
   }
 
   double error(const std::vector<T>& small) const {
     if (energy == 0) return 0;
+    if (steps && steps->squared_error() >= 0) return std::sqrt(steps->squared_error() / energy);
     const double kept = norm(small.size(), small.data());
     const double difference = energy - kept * kept;
     if (difference > Limits<T>::plain_difference * energy) return std::sqrt(difference / energy);
@@ -261,8 +295,12 @@ struct Truncation {
       std::copy_n(p.shape, d, ranks);
       return;
     }
+    if (steps && !stepped_well()) {
+      steps.reset();
+      for (int64_t group = 0; group < groups(); ++group) find_vectors(group);
+    }
     std::vector<T> small = apply(core, false);
-    make_feasible(small);
+    if (make_feasible(small)) steps.reset();  // what they know of the error leaves out its rounding
     relative_error = error(small);
     for (int64_t mode = 0; mode < d; ++mode)
       if (truncates(mode)) write_projection(mode);

@@ -85,7 +85,7 @@ int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* r
   for (int64_t i = 0; i < n; ++i) diagonal += energy[i] * energy[i];
   if (all - diagonal > nearly_diagonal * diagonal) return -1;
   if (!sharp(choose_rank(n, energy.data(), n, 0, rule), diagonal_tail, 3)) return -1;
-  const double lost = semidefinite_cholesky(n, sorted, n * eps * sorted[0], lt);
+  const double lost = semidefinite_cholesky<double>(n, sorted, n * eps * sorted[0], lt);
   for (int64_t i = 0; i < n; ++i) energy[i] = simd<double>().sum_squares(n - i, lt + i * step + i);
   sum_up();
   const int64_t rank = choose_rank(n, energy.data(), n, lost, rule);

@@ -75,7 +75,8 @@ int64_t tridiagonal_eigen(int64_t n, double* d, double* e, const std::function<i
 // semidefinite_cholesky.cpp: G = L Lᵀ for a positive semidefinite n×n matrix; lt holds Lᵀ in padded rows (row
 // j is column j of L, zero before j). A pivot of at most `tolerance` is skipped (zero row); returns the sum
 // of those pivots.
-double semidefinite_cholesky(int64_t n, const double* g, double tolerance, double* lt);
+template <class T>
+double semidefinite_cholesky(int64_t n, const T* g, double tolerance, T* lt);
 
 // jacobi_svd.cpp: one-sided Jacobi on the `count` rows of x (length m); rotations are applied to the rows of
 // `also` (length a) too if it is not null. On return the rows are orthogonal to `tolerance` and sorted by

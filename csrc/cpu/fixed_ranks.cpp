@@ -1,0 +1,179 @@
+// Truncation to given ranks by one orthogonal iteration per mode:  P_i = orth(H_i[:, :r_i]),
+// H_i the Gram matrix of mode i over the heads of all other modes.
+//
+// A core that was zero beyond its ranks before a small step has tails of the size of that step. Its leading
+// subspaces then lie near the heads, and with ranks given only subspaces matter, not single vectors. H_i
+// leaves out what lies in the tail of another mode too (as an iteration of HOOI does from the old bases), so
+// that a mode costs 3/8 of its Gram matrix where ranks were doubled. The result is held to the guarantee of
+// the HOSVD:
+//   τ_i ≥ t_i − g_i,  t_i = |P_⊥ᵀ C|²,  g_i = |P_⊥ᵀ G P|² / (λ_min(Pᵀ G P) − |P_⊥ᵀ G P_⊥|)
+// bounds the optimal tail of each mode from below (the trace of a Schur complement), and what lies in two
+// tails is counted twice by Σ t_i but lost once. All of it follows from energies of blocks of C and from the
+// step itself. Numerics: everything is relative to the tails, not to |C|: the blocks are summed up in
+// float64, and the rounding of X changes t_i in second order only.
+#include "cpu/fixed_ranks.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "core/scratch.h"
+#include "cpu/core_tensor.h"
+#include "cpu/isa.h"
+#include "cpu/linalg.h"
+
+namespace tk {
+namespace {
+
+// With more energy per direction in a tail than this part of the mean in the head, a step is not tried.
+constexpr double promising_ratio = 0.05;
+constexpr double slack = 1e-4;  // relative, of the discarded energy
+// Part of the error by which the drift of blocks that no step has looked at may change it.
+constexpr double known_error = 0.01;
+
+int64_t product(const int64_t* begin, const int64_t* end) {
+  return std::accumulate(begin, end, int64_t(1), std::multiplies<int64_t>());
+}
+
+}  // namespace
+
+template <class T>
+FixedRanks<T>::FixedRanks(const T* core, int64_t modes, const int64_t* shape, const int64_t* rank)
+    : core_(core), modes_(modes) {
+  std::copy_n(shape, modes, shape_);
+  std::copy_n(rank, modes, rank_);
+  int64_t last = modes;  // behind the last cut mode everything is one run
+  while (last > 0 && !cut(last - 1)) --last;
+  const int64_t run = product(shape + last, shape + modes);
+  int64_t in_tail[TK_MAX_MODES], count = 0;
+  const std::function<void(int64_t, const T*)> visit = [&](int64_t mode, const T* x) {
+    const int64_t stride = product(shape + mode + 1, shape + modes);
+    const auto part = [&](int64_t begin, int64_t end, bool tail) {
+      if (tail) in_tail[count++] = mode;
+      if (mode + 1 == last) {
+        const double sum = simd<T>().sum_squares((end - begin) * run, x + begin * run);
+        energy_ += sum;
+        for (int64_t i = 0; i < count; ++i) own_[in_tail[i]] += sum;
+        if (count == 1) single_[in_tail[0]] += sum;
+        if (count > 1) many_ += sum;
+      } else {
+        for (int64_t i = begin; i < end; ++i) visit(mode + 1, x + i * stride);
+      }
+      if (tail) --count;
+    };
+    part(0, rank_[mode], false);
+    if (cut(mode)) part(rank_[mode], shape_[mode], true);
+  };
+  if (last > 0)
+    visit(0, core);
+  else
+    energy_ = simd<T>().sum_squares(run, core);
+}
+
+template <class T>
+bool FixedRanks<T>::promising() const {
+  for (int64_t i = 0; i < modes_; ++i) {
+    const double head = (energy_ - own_[i]) / rank_[i];
+    if (cut(i) && !(own_[i] <= promising_ratio * head * (shape_[i] - rank_[i]))) return false;
+  }
+  return true;
+}
+
+template <class T>
+bool FixedRanks<T>::step(int64_t mode, T* rows) {
+  const int64_t n = shape_[mode], r = rank_[mode];
+  // Where the heads of the other modes lie: offsets of the index before, and runs of the index behind.
+  const auto offsets = [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> found{0};
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t stride = product(shape_ + i + 1, shape_ + modes_);
+      std::vector<int64_t> next;
+      for (int64_t offset : found)
+        for (int64_t k = 0; k < rank_[i]; ++k) next.push_back(offset + k * stride);
+      found = std::move(next);
+    }
+    return found;
+  };
+  int64_t last = modes_;
+  while (last > mode + 1 && !cut(last - 1)) --last;
+  const bool whole = last == mode + 1;
+  const int64_t inner = product(shape_ + mode + 1, shape_ + modes_);
+  const int64_t run = whole ? inner : rank_[last - 1] * product(shape_ + last, shape_ + modes_);
+  const std::vector<int64_t> before = offsets(0, mode),
+                             behind = offsets(mode + 1, whole ? mode + 1 : last - 1);
+  Buffer<double> strip(n * r);
+  const int64_t pieces = static_cast<int64_t>(before.size() * behind.size());
+  if (pieces == 1) {
+    gram_strip(n, r, run, core_, inner, int64_t(1), strip.data());
+  } else {
+    Buffer<T> heads(pieces * run * n);
+    T* to = heads;
+    for (int64_t o : before)
+      for (int64_t i : behind) {
+        transpose(n, run, core_ + o + i, inner, to, n);
+        to += run * n;
+      }
+    gram_strip<T>(n, r, pieces * run, heads, 1, n, strip);
+  }
+  return orthogonal_iteration<T>(n, r, strip, rows, found_[mode]);
+}
+
+template <class T>
+double FixedRanks<T>::in_tails() const {
+  double once = 0;
+  for (int64_t i = 0; i < modes_; ++i) once += single_[i];
+  return once + many_;
+}
+
+template <class T>
+double FixedRanks<T>::drift() const {
+  double angle = 0;
+  int64_t count = 0;
+  for (int64_t i = 0; i < modes_; ++i)
+    if (cut(i)) angle += found_[i].size, ++count;
+  return count < 2 ? 0 : 2 * angle * std::exp(angle) * std::sqrt(in_tails());
+}
+
+template <class T>
+double FixedRanks<T>::residual(int64_t mode) const {
+  return std::max(single_[mode] - found_[mode].explained, 0.0);
+}
+
+template <class T>
+bool FixedRanks<T>::optimal() const {
+  const double tails = in_tails();
+  double gain = 0, least = 0, shrink = 1;
+  for (int64_t i = 0; i < modes_; ++i) {
+    if (!cut(i)) continue;
+    const OrthogonalIteration& f = found_[i];
+    // Of P_⊥ᵀ C: the part in tails of other modes, which the step did not see, and all of it.
+    const double elsewhere = std::max(tails - own_[i], 0.0);
+    const double unseen = std::sqrt(std::max(own_[i] - single_[i], 0.0)) + f.size * std::sqrt(elsewhere);
+    const double lost = residual(i) + unseen * unseen;
+    const double coupling = unseen * std::sqrt(elsewhere) + f.size * std::sqrt(lost * own_[i]);
+    const double gap = 1 / (f.inverse * (1 + f.size * f.size)) - lost;
+    if (!(gap > 0)) return false;
+    gain += coupling * coupling / gap + f.rounding * f.rounding * single_[i];
+    least += residual(i);
+    shrink /= 1 + f.size * f.size;
+  }
+  const double twice = std::max(std::sqrt(many_) - drift(), 0.0);
+  return gain <= slack * least + shrink * twice * twice;
+}
+
+template <class T>
+double FixedRanks<T>::squared_error() const {
+  double sum = many_, tangents = 0;
+  for (int64_t i = 0; i < modes_; ++i) {
+    if (!cut(i)) continue;
+    sum += residual(i);
+    tangents += found_[i].size * found_[i].size;  // residual(i) leaves out (I + XXᵀ)^(−1/2)
+  }
+  return drift() <= known_error * std::sqrt(sum) && tangents <= known_error / 5 ? sum : -1;
+}
+
+template class FixedRanks<float>;
+template class FixedRanks<double>;
+
+}  // namespace tk
