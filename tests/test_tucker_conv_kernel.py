@@ -41,7 +41,12 @@ TILED = [
     Conv("no_factor", n_out=32, n_in=16, r_out=None, r_in=None, size=(12, 12), batch=4, padding=1, stride=2),
     Conv("sequence", n_out=32, n_in=20, r_out=16, r_in=7, window=(9,), size=(300,), batch=5, stride=2, padding=4),
 ]
-BY_NAME = {problem.name: problem for problem in TILED}
+# Core gradients in tiles whose sums the threads share: in several groups of images, and in one.
+SHARED = [
+    Conv("shared_sums", n_out=104, n_in=120, r_out=100, r_in=90, size=(17, 19), batch=20, padding=1),
+    Conv("shared_sums_of_one_group", n_out=170, n_in=160, r_out=165, r_in=160, size=(4, 4), batch=20, padding=1),
+]
+BY_NAME = {problem.name: problem for problem in (*TILED, *SHARED)}
 tiled = pytest.mark.parametrize("problem", TILED, ids=str)
 
 
@@ -87,7 +92,7 @@ def test_against_the_dense_convolution(problem, dtype):
     check(problem, dtype)
 
 
-@tiled
+@pytest.mark.parametrize("problem", [*TILED, *SHARED], ids=str)
 def test_with_several_threads(problem, threads):
     check(problem, torch.float32)
 
@@ -130,7 +135,13 @@ def test_what_is_saved(problem):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["resnet_deep", "ragged", "one_image", "stride", "dilation", "window_7x7", "sequence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet_deep", "ragged", "one_image", "stride", "dilation", "window_7x7", "sequence"),
+        *("shared_sums", "shared_sums_of_one_group"),
+    ],
+)
 def test_core_gradient_in_augmented_bases(name, dtype, threads):
     """rank_space_wgrad with bases wider than the factors, [U|V], against the projected dense gradient."""
     problem = BY_NAME[name]

@@ -28,9 +28,9 @@ class Forward {
       : g_(g),
         unit_(simd<T>().tucker_conv->unit),
         core_(g, core, false),
-        z_row_(g.size[1] * round_up(g.r_in, unit_)),
+        z_row_(g.size[1] * pixel_pitch<T>(g.r_in)),
         z_image_(image_pitch<T>(g.size[0] * z_row_)),
-        t_row_(g.out_size[1] * round_up(g.r_out, unit_)),
+        t_row_(g.out_size[1] * pixel_pitch<T>(g.r_out)),
         schedule_(schedule(g.batch, z_image_ * sizeof(T), group_bytes, threads)),
         in_bands_(g.size[0], g.size[1], schedule_.group, input_bytes / (g.n_in * sizeof(T)),
                   schedule_.team_size, 1),
@@ -102,7 +102,7 @@ class Forward {
     const int64_t count = images.end - images.begin;
     for (int64_t i = me.rank; i < in_bands_.count; i += me.step) {
       const Range rows = in_bands_[i];
-      const View<T> z{buffer + rows.begin * z_row_, {z_image_, z_row_, round_up(g_.r_in, unit_)}};
+      const View<T> z{buffer + rows.begin * z_row_, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
       if (!in_factor_.panels) {
         read_band(x_, images, rows, z);
         continue;
@@ -119,17 +119,18 @@ class Forward {
     T* buffer = buffers_[me.team];
     const int64_t count = images.end - images.begin;
     const bool last = !out_factor_.panels;
-    View<T> z{buffer, {z_image_, z_row_, round_up(g_.r_in, unit_)}};
+    View<T> z{buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
     if (z_is_x()) z = band_view<T>(x_, images.begin, {0, g_.size[0]}, unit_, buffer);
     WindowPlan plan;
     for (int64_t i = me.rank; i < out_bands_.count; i += me.step) {
       const Range rows = out_bands_[i];
       const int64_t pixels = (rows.end - rows.begin) * g_.out_size[1];
       const View<T> y = band_view<T>(y_, images.begin, rows, unit_, scratch.y);
-      const View<T> t = last ? y
-                             : View<T>{scratch.t,
-                                       {image_pitch<T>((rows.end - rows.begin) * t_row_), t_row_,
-                                        round_up(g_.r_out, unit_)}};
+      const View<T> t =
+          last
+              ? y
+              : View<T>{scratch.t,
+                        {image_pitch<T>((rows.end - rows.begin) * t_row_), t_row_, pixel_pitch<T>(g_.r_out)}};
       core_.run(plan, count, rows, z, t, last ? padded_bias_ : nullptr, scratch.window);
       if (!last) {
         if (t_.data) write_band(t, images, rows, t_);

@@ -56,12 +56,24 @@ int64_t image_pitch(int64_t elements) {
   return elements * sizeof(T) % 1024 ? elements : elements + 3 * 64 / int64_t(sizeof(T));
 }
 
+// Pixels a multiple of 1 kB apart would too.
+template <class T>
+int64_t pixel_pitch(int64_t channels) {
+  const int64_t elements = round_up(channels, simd<T>().tucker_conv->unit);
+  return elements * sizeof(T) % 1024 ? elements : elements + 64 / int64_t(sizeof(T));
+}
+
 // Threads form teams. Each team takes its own images, a group at a time; the members of a team of several
 // threads (when there are few images) share the rows of a group and meet at barriers.
 struct Schedule {
   int teams, team_size;
   int64_t group;                         // most images in a group
   std::vector<std::vector<Range>> work;  // per team: groups of images
+  int64_t most_groups() const {
+    size_t most = 0;
+    for (const auto& groups : work) most = std::max(most, groups.size());
+    return int64_t(most);
+  }
 };
 
 // `budget`: bytes of a group's rank-space images, which should stay in the L2 cache.

@@ -7,10 +7,10 @@
 // Blocking: a team takes a group of images whose z, dt stay near the L2 cache. Bands of output rows: t
 // (saved, or computed again from z), dy and dt of one band serve dU_out, dbias and dcore while they are in
 // cache; then bands of input rows: dz serves dU_in and dx and is never stored. Gradients of weights are
-// accumulated per thread, dU transposed so that vectors run along the channels, dcore as (tap, r_out, r_in).
+// accumulated per thread, dU transposed so that vectors run along the channels; dcore: window_gradient.h.
 // Numerics: as forward; gradients of weights are summed per band, over bands in order, then over threads in
 // order: the same for every run with the same number of threads, not the same between numbers of threads.
-#include "cpu/tucker_conv.h"
+#include "cpu/window_gradient.h"
 #include "cpu/window_product.h"
 
 namespace tk {
@@ -36,14 +36,14 @@ class Backward {
         again_t_(o.d_out && !o.t),
         need_z_(o.d_core || again_t_),
         need_dz_(o.dx || o.d_in),
-        tiled_gradient_(o.d_core && prefer_tiled_gradient(g, threads)),
-        gradient_block_(gradient_block(g)),
         core_(g, again_t_ ? o.core : nullptr, false),
         core_back_(g, need_dz_ ? o.core : nullptr, true),
+        gradient_(g, o.d_core, o.known, threads),
         z_pitch_(pitch(g.size, g.r_in)),
         dt_pitch_(pitch(g.out_size, g.r_out)),
         schedule_(schedule(g.batch, (z_pitch_.image + dt_pitch_.image) * sizeof(T),
-                           tiled_gradient_ ? 4 * group_bytes : group_bytes, threads)),
+                           gradient_.tiled() ? 4 * group_bytes : group_bytes, threads)),
+        groups_(schedule_.most_groups()),
         in_bands_(g.size[0], g.size[1], schedule_.group, band_pixels(g.n_in), schedule_.team_size,
                   core_back_.row_multiple()),
         out_bands_(g.out_size[0], g.out_size[1], schedule_.group, band_pixels(g.n_out), schedule_.team_size,
@@ -68,25 +68,30 @@ class Backward {
       core_.transform_weights();
       core_back_.transform_weights();
       const int thread = omp_get_thread_num(), present = omp_get_num_threads();
-      for (int i = thread; i < threads; i += present)
+      for (int i = thread; i < threads; i += present) {
         std::fill(scratch_[i].sums, scratch_[i].sums + sum_elements(), T(0));
-      for (Member me(schedule_); me.team < schedule_.teams; me.next())
-        for (const Range& images : schedule_.work[me.team]) {
+        gradient_.clear(i);
+      }
+      // All teams take their groups together, because they share the tiles of the core's gradient.
+      for (int64_t group = 0; group < groups_; ++group) {
+        for (Member me(schedule_); me.team < schedule_.teams; me.next()) {
+          if (group >= int64_t(schedule_.work[me.team].size())) continue;
+          const Range& images = schedule_.work[me.team][group];
           if (need_z_) project(images, me);
           me.meet();
           output_side(images, me);
           me.meet();
-          if (tiled_gradient_) tiled_core_gradient(images, me);
+          if (gradient_.tiled()) add_tiles(images, group, me);
           if (need_dz_) input_side(images, me);
           me.meet();
         }
-      if (tiled_gradient_)
-        for (int i = thread; i < threads; i += present) {
-          const int64_t plane = g_.r_out * wide(g_.r_in);
-          simd<T>().tucker_conv->winograd->weight_adjoint(scratch_[i].d_core, plane, plane,
-                                                          scratch_[i].d_core, plane);
-        }
+        if (!gradient_.shared()) continue;
 #pragma omp barrier
+        gradient_.multiply(images_before(group, schedule_.teams), thread, present);
+#pragma omp barrier
+      }
+#pragma omp barrier
+      gradient_.finish(thread, present);
       reduce(thread, present);
     }
     return TK_OK;
@@ -97,42 +102,27 @@ class Backward {
     T *z, *dt;
   };
   struct ThreadScratch {
-    T *x, *dy, *dx, *t, *dz, *sums, *d_core, *d_out, *d_in, *d_bias;
-    TileScratch<T> again, back, gradient;
+    T *x, *dy, *dx, *t, *dz, *sums, *d_out, *d_in, *d_bias;
+    TileScratch<T> again, back;
   };
 
   static constexpr int64_t group_bytes = 384 * 1024;
 
-  static int64_t gradient_block(const tk_conv2d& g) {
-    return std::clamp<int64_t>(800 * 1024 / (tile_taps * (g.r_in + g.r_out) * sizeof(T)), 32, 128);
-  }
-  // Tiles also pay the traffic of 36 sums instead of 9, at about 16 bytes a cycle.
-  static bool prefer_tiled_gradient(const tk_conv2d& g, int threads) {
-    const WindowCost c = window_cost<T>(g, g.out_size);
-    const double sums = tile_taps * double(g.r_in) * double(g.r_out) * 2 * sizeof(T) / 16;
-    const double transforms = 420 * double(std::max(g.r_in, g.r_out)) / simd<T>().lanes;
-    return c.tiles > 0 && c.tiles * (1.1 * tile_taps * c.products + transforms) +
-                                  (c.tiles / double(gradient_block(g)) + 2 * threads) * sums <
-                              0.9 * c.direct;
-  }
   static int64_t band_pixels(int64_t channels) {
     return std::min<int64_t>(384, std::max<int64_t>(64, 192 * 1024 / (channels * sizeof(T))));
   }
   Pitch pitch(const int64_t (&size)[2], int64_t channels) const {
-    const int64_t pixel = round_up(channels, unit_);
+    const int64_t pixel = pixel_pitch<T>(channels);
     return {image_pitch<T>(size[0] * size[1] * pixel), size[1] * pixel, pixel};
   }
   Pitch band_pitch(Pitch of, Range rows) const {
     return {image_pitch<T>((rows.end - rows.begin) * of.row), of.row, of.pixel};
   }
   int64_t wide(int64_t channels) const { return round_up(channels, unit_); }
-  int64_t core_sum() const {
-    return o_.d_core ? (tiled_gradient_ ? tile_taps : taps_) * g_.r_out * wide(g_.r_in) : 0;
-  }
   int64_t out_sum() const { return o_.d_out ? g_.r_out * wide(g_.n_out) : 0; }
   int64_t in_sum() const { return o_.d_in ? g_.r_in * wide(g_.n_in) : 0; }
   int64_t bias_sum() const { return o_.d_bias ? wide(g_.n_out) : 0; }
-  int64_t sum_elements() const { return core_sum() + out_sum() + in_sum() + bias_sum(); }
+  int64_t sum_elements() const { return out_sum() + in_sum() + bias_sum(); }
 
   bool z_direct() const {
     return (o_.z || !o_.in_factor) && direct<T, S>(o_.in_factor ? g_.r_in : g_.n_in, unit_);
@@ -144,6 +134,7 @@ class Backward {
     for (Weight<T>* w : {&reduce_in_, &reduce_out_, &expand_in_}) w->args.to = arena.take(w->elements());
     core_.carve(arena);
     core_back_.carve(arena);
+    gradient_.carve(arena, schedule_.group * schedule_.teams, groups_);
     buffers_.resize(schedule_.teams), scratch_.resize(schedule_.teams * schedule_.team_size);
     for (Buffers& b : buffers_) {
       b.z = need_z_ && !z_direct() ? arena.take(schedule_.group * z_pitch_.image) : nullptr;
@@ -155,19 +146,13 @@ class Backward {
     for (ThreadScratch& s : scratch_) {
       core_.carve(arena, s.again);
       core_back_.carve(arena, s.back);
-      if (tiled_gradient_) {
-        s.gradient.source = arena.take(tile_taps * tile_step<T>(gradient_block_, z_pitch_.pixel));
-        s.gradient.result = arena.take(tile_taps * tile_step<T>(gradient_block_, dt_pitch_.pixel));
-        s.gradient.zero = arena.take(std::max(z_pitch_.pixel, dt_pitch_.pixel));
-      }
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dx = !o_.dx || direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dy = direct<T, S>(g_.n_out, unit_) ? nullptr : arena.take(out * wide(g_.n_out));
       s.t = o_.d_out ? arena.take(schedule_.group * band_pitch(dt_pitch_, out_rows).image) : nullptr;
       s.dz = need_dz_ ? arena.take(schedule_.group * band_pitch(z_pitch_, in_rows).image) : nullptr;
       s.sums = arena.take(sum_elements());
-      s.d_core = s.sums;
-      s.d_out = s.d_core + core_sum();
+      s.d_out = s.sums;
       s.d_in = s.d_out + out_sum();
       s.d_bias = s.d_in + in_sum();
     }
@@ -215,7 +200,7 @@ class Backward {
     std::vector<PixelRun> runs;
     for (int64_t i = 0; i < images; ++i) runs.push_back({i * a.pitch.image, i * b.pitch.image, pixels});
     simd<T>().tucker_conv->outer(
-        {runs.data(), images, a.data, b.data, a.pitch.pixel, b.pitch.pixel, m, n, c, wide(n)});
+        {runs.data(), images, a.data, b.data, a.pitch.pixel, b.pitch.pixel, m, n, c, wide(n), false});
   }
 
   void output_side(const Range& images, const Member& me) {
@@ -246,74 +231,23 @@ class Backward {
         }
         accumulate(t, g_.r_out, dy, g_.n_out, count, pixels, scratch.d_out);
       }
-      if (o_.d_core && !tiled_gradient_) core_gradient(rows, count, z, dt, scratch.d_core);
+      if (gradient_.active() && !gradient_.tiled()) gradient_.add(rows, count, z, dt, me.thread);
     }
   }
 
-  void core_gradient(const Range& rows, int64_t images, const View<T>& z, const View<T>& dt, T* sums) const {
-    std::vector<PixelRun> runs;
-    for (int64_t v = 0; v < g_.window[0]; ++v)
-      for (int64_t h = 0; h < g_.window[1]; ++h) {
-        const Range in_rows = tap_range(axis(g_, 0), v), columns = tap_range(axis(g_, 1), h);
-        runs.clear();
-        for (int64_t b = 0; b < images; ++b)
-          for (int64_t q = std::max(rows.begin, in_rows.begin); q < std::min(rows.end, in_rows.end); ++q) {
-            const int64_t row = q * g_.stride[0] - g_.padding[0] + v * g_.dilation[0];
-            const int64_t column = columns.begin * g_.stride[1] - g_.padding[1] + h * g_.dilation[1];
-            runs.push_back({b * dt.pitch.image + q * dt.pitch.row + columns.begin * dt.pitch.pixel,
-                            b * z.pitch.image + row * z.pitch.row + column * z.pitch.pixel,
-                            columns.end - columns.begin});
-          }
-        unknown_blocks({runs.data(), int64_t(runs.size()), dt.data, z.data, dt.pitch.pixel,
-                        g_.stride[1] * z.pitch.pixel, g_.r_out, g_.r_in,
-                        sums + (v * g_.window[1] + h) * g_.r_out * wide(g_.r_in), wide(g_.r_in)});
-      }
+  // Images of the group-th groups of the first `teams` teams.
+  int64_t images_before(int64_t group, int teams) const {
+    int64_t images = 0;
+    for (int team = 0; team < teams; ++team)
+      if (group < int64_t(schedule_.work[team].size())) images += schedule_.work[team][group].count();
+    return images;
   }
 
-  // c += Σ a ⊗ b outside the known block, which is rounded down to whole units of channels.
-  void unknown_blocks(const OuterArgs<T>& all) const {
-    const int64_t rows = o_.known[0], columns = o_.known[1] / unit_ * unit_;
-    OuterArgs<T> part = all;
-    if (rows && columns && columns < all.n) {
-      part.m = rows, part.n -= columns, part.b += columns, part.c += columns;
-      simd<T>().tucker_conv->outer(part);
-    }
-    part = all;
-    if (columns) part.m -= rows, part.a += rows, part.c += rows * all.c_row;
-    if (part.m) simd<T>().tucker_conv->outer(part);
-  }
-
-  void tiled_core_gradient(const Range& images, const Member& me) {
-    const auto& kernels = *simd<T>().tucker_conv;
-    const TileScratch<T>& s = scratch_[me.thread].gradient;
-    T* sums = scratch_[me.thread].d_core;
-    const int64_t k = z_pitch_.pixel, n = dt_pitch_.pixel;
-    const int64_t down = tiles_of(g_.out_size[0]), across = tiles_of(g_.out_size[1]);
-    const TileGrid<T> patches{group_z(images, buffers_[me.team]),
-                              {g_.size[0], g_.size[1]},
-                              down,
-                              across,
-                              {-g_.padding[0], -g_.padding[1]}};
-    const TileGrid<T> tiles{
-        group_dt(images, buffers_[me.team]), {g_.out_size[0], g_.out_size[1]}, down, across, {0, 0}};
-    const int64_t count = images.count() * down * across;
-    const int64_t blocks = round_up((count + gradient_block_ - 1) / gradient_block_, me.step);
-    std::fill(s.zero, s.zero + std::max(k, n), T(0));
-    T *patch[patch_side * patch_side], *tile[tile_side * tile_side];
-    for (int64_t b = me.rank; b < blocks; b += me.step) {
-      const int64_t first = count * b / blocks, size = count * (b + 1) / blocks - first;
-      const int64_t z_step = tile_step<T>(size, k), dt_step = tile_step<T>(size, n);
-      for (int64_t i = 0; i < size; ++i) {
-        patches.template pixels<patch_side>(first + i, s.zero, patch);
-        kernels.winograd->input(patch, k, s.source + i * k, z_step);
-        tiles.template pixels<tile_side>(first + i, s.zero, tile);
-        kernels.winograd->output_adjoint(tile, n, s.result + i * n, dt_step);
-      }
-      for (int64_t i = 0; i < tile_taps; ++i) {
-        const PixelRun run{i * dt_step, i * z_step, size};
-        unknown_blocks({&run, 1, s.result, s.source, n, k, g_.r_out, g_.r_in, sums + i * g_.r_out * k, k});
-      }
-    }
+  void add_tiles(const Range& images, int64_t group, const Member& me) {
+    const Buffers& buffers = buffers_[me.team];
+    gradient_.add_tiles(images.count(), group_z(images, buffers), group_dt(images, buffers),
+                        images_before(group, me.team), images_before(group, schedule_.teams), me.thread,
+                        me.rank, me.step);
   }
 
   void input_side(const Range& images, const Member& me) {
@@ -344,34 +278,27 @@ class Backward {
   // Sums over threads, in order, and puts the gradients into the layout of their weights.
   void reduce(int thread, int threads) const {
     const auto share = [&](int64_t n) { return Range{n * thread / threads, n * (thread + 1) / threads}; };
-    if (o_.d_core) {
-      const Range part = share(g_.r_out);
-      for (int64_t i = part.begin; i < part.end; ++i)
-        for (int64_t tap = 0; tap < taps_; ++tap)
-          for (int64_t j = 0; j < g_.r_in; ++j)
-            o_.d_core[(i * g_.r_in + j) * taps_ + tap] =
-                i < o_.known[0] && j < o_.known[1] ? T(0) : total((tap * g_.r_out + i) * wide(g_.r_in) + j);
-    }
     const auto factor = [&](T* result, int64_t n, int64_t r, int64_t offset) {
       if (!result) return;
       const Range part = share(n);
       for (int64_t i = part.begin; i < part.end; ++i)
         for (int64_t j = 0; j < r; ++j) result[i * r + j] = total(offset + j * wide(n) + i);
     };
-    factor(o_.d_out, g_.n_out, g_.r_out, core_sum());
-    factor(o_.d_in, g_.n_in, g_.r_in, core_sum() + out_sum());
-    factor(o_.d_bias, g_.n_out, 1, core_sum() + out_sum() + in_sum());
+    factor(o_.d_out, g_.n_out, g_.r_out, 0);
+    factor(o_.d_in, g_.n_in, g_.r_in, out_sum());
+    factor(o_.d_bias, g_.n_out, 1, out_sum() + in_sum());
   }
 
   const tk_conv2d& g_;
   const BackwardOperands<T, S>& o_;
   const int unit_;
   const int64_t taps_;
-  const bool again_t_, need_z_, need_dz_, tiled_gradient_;
-  const int64_t gradient_block_;
+  const bool again_t_, need_z_, need_dz_;
   WindowProduct<T> core_, core_back_;
+  WindowGradient<T> gradient_;
   const Pitch z_pitch_, dt_pitch_;
   const Schedule schedule_;
+  const int64_t groups_;  // of the team that has most
   const Bands in_bands_, out_bands_;
   Weight<T> reduce_in_, reduce_out_, expand_in_;
   const Image<S> x_, dx_, dy_, z_, t_;

@@ -97,7 +97,7 @@ class WindowProduct {
     weight_ = transposed ? Weight<T>(first, step, g.r_in * taps, taps, taps, g.r_out, g.r_in)
                          : Weight<T>(first, step, taps, g.r_in * taps, taps, g.r_in, g.r_out);
     if (tiled_) {
-      const int64_t pitches = round_up(g.r_in, unit()) + round_up(g.r_out, unit());
+      const int64_t pitches = source_pitch() + result_pitch();
       block_ = std::clamp<int64_t>(400 * 1024 / (tile_taps * pitches * sizeof(T)), 16, 64);
       for (int64_t i = 0; i < tile_taps; ++i) tap_numbers_[i] = i;
     }
@@ -147,13 +147,14 @@ class WindowProduct {
 
  private:
   static int unit() { return simd<T>().tucker_conv->unit; }
-  int64_t source_pitch() const { return round_up(weight_.args.k, unit()); }
-  int64_t result_pitch() const { return round_up(weight_.args.n, unit()); }
+  int64_t source_pitch() const { return pixel_pitch<T>(weight_.args.k); }
+  int64_t result_pitch() const { return pixel_pitch<T>(weight_.args.n); }
 
   void run_tiles(int64_t images, Range rows, const View<T>& source, const View<T>& result, const T* bias,
                  const Scratch& scratch) const {
     const auto& kernels = *simd<T>().tucker_conv;
-    const int64_t k = source_pitch(), n = result_pitch();
+    const int64_t k = source_pitch(), n = result_pitch(), source_channels = round_up(weight_.args.k, unit()),
+                  result_channels = round_up(weight_.args.n, unit());
     const int64_t height = rows.end - rows.begin, down = tiles_of(height), across = tiles_of(result_size_[1]);
     const TileGrid<T> patches{
         source, {source_size_[0], source_size_[1]}, down, across, {rows.begin - padding_[0], -padding_[1]}};
@@ -168,7 +169,7 @@ class WindowProduct {
       const int64_t source_step = tile_step<T>(size, k), result_step = tile_step<T>(size, n);
       for (int64_t i = 0; i < size; ++i) {
         patches.template pixels<patch_side>(first + i, scratch.zero, patch);
-        kernels.winograd->input(patch, k, scratch.source + i * k, source_step);
+        kernels.winograd->input(patch, source_channels, scratch.source + i * k, source_step);
       }
       for (int64_t i = 0; i < tile_taps; ++i) {
         strips[i] = {i * source_step, i * result_step, size};
@@ -178,7 +179,7 @@ class WindowProduct {
                       weight_.args.k, weight_.args.n});
       for (int64_t i = 0; i < size; ++i) {
         tiles.template pixels<tile_side>(first + i, nullptr, tile);
-        kernels.winograd->output(scratch.result + i * n, result_step, n, bias, tile);
+        kernels.winograd->output(scratch.result + i * n, result_step, result_channels, bias, tile);
       }
     }
   }

@@ -190,8 +190,10 @@ __attribute__((noinline)) void outer_tile(const OuterArgs<T>& g, int64_t i0, int
     }
   }
   T* c = g.c + i0 * g.c_row + j0;
-  TK_UNROLL for (int i = 0; i < rows; ++i, c += g.c_row) TK_UNROLL for (int j = 0; j < vectors; ++j) *
-      reinterpret_cast<V*>(c + j * lanes) += sum[i][j];
+  TK_UNROLL for (int i = 0; i < rows; ++i, c += g.c_row) TK_UNROLL for (int j = 0; j < vectors; ++j) {
+    V* to = reinterpret_cast<V*>(c + j * lanes);
+    *to = g.fresh ? sum[i][j] : *to + sum[i][j];
+  }
 }
 
 template <class T, class V, int vectors, int most = max_rows>

@@ -48,7 +48,7 @@ struct PixelRun {
   int64_t a, b, count;
 };
 
-// c[i, j] += Σ_pixels a[pixel, i] b[pixel, j]
+// c[i, j] += Σ_pixels a[pixel, i] b[pixel, j]; `fresh`: = instead of +=
 template <class T>
 struct OuterArgs {
   const PixelRun* runs;
@@ -57,6 +57,7 @@ struct OuterArgs {
   int64_t a_step, b_step, m, n;
   T* c;
   int64_t c_row;
+  bool fresh;
 };
 
 // Winograd's F(4×4, 3×3); channels are padded, and transformed element ξ of channel c lies at ξ · step + c.
