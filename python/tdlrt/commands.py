@@ -1,10 +1,10 @@
 """The commands of `tdlrt` and what they print. Their options are read in `options.py`, the work is in `train.py`."""
 
+import contextlib
 import importlib.util
 import json
 import shlex
 import signal
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tdlrt import checkpoint, display, export, models, options, train
+from tdlrt import checkpoint, display, export, models, options, processes, train
 from tdlrt import data as datasets
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.layers import MODES
@@ -21,7 +21,10 @@ from tdlrt.options import RANKS, RUN, STEPS, WHAT, at_least, one_of, option
 from tdlrt.train import DEFAULTS
 
 # Reported as one sentence, with exit status 1.
-FAILURES = (datasets.DataError, checkpoint.CheckpointError, train.DivergenceError, export.ExportError)
+FAILURES = (
+    *(datasets.DataError, checkpoint.CheckpointError, train.DivergenceError, export.ExportError),
+    processes.ProcessError,
+)
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -108,6 +111,8 @@ def train_command(
     """Train a network with Tucker weights by TDLRT.
 
     Writes into --out: checkpoint.pt, metrics.jsonl (a line per epoch), summary.json and ranks.png.
+
+    With several processes: torchrun --nproc-per-node=2 -m tdlrt train … Each takes its part of every batch.
     """
     given = {name: _plain(value) for name, value in context.params.items() if _was_given(context, name)}
     out = out or Path("runs") / data
@@ -117,15 +122,17 @@ def train_command(
         raise checkpoint.CheckpointError(
             "the picture of the ranks needs matplotlib, which is not installed: pip install 'tucker-kernels[train]'"
         )
-    with checkpoint.hold(out):
+    first = processes.rank() == 0
+    with processes.joined(device), checkpoint.hold(out) if first else contextlib.nullcontext():
         if resume:
             run = _resumed(given, out)
         else:
             config = _config(given, data)
             dataset = _load(config.data, config.data_dir)
-            _make_room(out, overwrite)
+            if first:
+                _make_room(out, overwrite)
             run = _checked(train.Run, config, dataset, out)
-        return _train(run, quiet, checkpoint_every)
+        return _train(run, quiet or not first, checkpoint_every)
 
 
 def _plain(value):
@@ -153,7 +160,11 @@ def _checked(make, *arguments):
     try:
         return make(*arguments)
     except ValueError as error:
-        raise typer.BadParameter(f"{error}.", param_hint="--" + str(error).split(maxsplit=1)[0]) from error
+        raise typer.BadParameter(f"{error}.", param_hint=_option_of(str(error))) from error
+
+
+def _option_of(message):
+    return "--" + message.split(maxsplit=1)[0].replace("_", "-")
 
 
 def _make_room(out, overwrite):
@@ -199,7 +210,8 @@ def _train(run, quiet, checkpoint_every):
             run.train(shown, checkpoint_every)
     except (train.InterruptionError, KeyboardInterrupt) as error:
         done = "after a whole step; everything is saved" if isinstance(error, train.InterruptionError) else "at once"
-        typer.echo(f"tdlrt: stopped {done}; continue with: tdlrt train --resume --out {where}", err=True)
+        if run.processes.rank == 0:
+            typer.echo(f"tdlrt: stopped {done}; continue with: tdlrt train --resume --out {where}", err=True)
         return INTERRUPTED
     except train.DivergenceError as error:
         advice = "try a smaller --lr; the last checkpoint is kept"
@@ -209,13 +221,17 @@ def _train(run, quiet, checkpoint_every):
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def stopping(run):
-    """The first Ctrl-C (or SIGTERM) lets the step end and a checkpoint be written; the second stops at once."""
+    """The first Ctrl-C (or SIGTERM) lets the step end and a checkpoint be written; the second stops at once.
+
+    torchrun passes a Ctrl-C on that its processes have got already, so with several of them further ones do nothing.
+    """
 
     def ask(number, frame):
         run.stop = True
-        signal.signal(number, before[number])
+        if run.processes.size == 1:
+            signal.signal(number, before[number])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -64,20 +64,26 @@ class Dataset:
         """uint8 images as pixels in [0, 1]."""
         return images.to(dtype).div_(self.levels)
 
-    def batches(self, batch_size, seed, epoch, dtype, start=0):
-        """Shuffled train batches of one epoch from batch `start` on: (pixels, labels).
+    def batches(self, batch_size, seed, epoch, dtype, start=0, rank=0, processes=1):
+        """Shuffled train batches of one epoch from batch `start` on: (pixels, labels) of every `processes`-th image.
 
-        Order and augmentation depend on (seed, epoch, batch) alone, so that a run continues anywhere. Batch sizes
-        differ by at most one.
+        Order and augmentation depend on (seed, epoch, batch) alone, so that a run continues anywhere, with any number
+        of processes. Batch sizes differ by at most one.
         """
         order = torch.randperm(len(self.train_labels), generator=_generator(seed, epoch))
         parts = order.tensor_split(self.steps_per_epoch(batch_size))
         for index in range(start, len(parts)):
-            part = parts[index].to(self.train_images.device)
+            own = slice(rank, None, processes)
+            part = parts[index][own].to(self.train_images.device)
             images = self.train_images[part]
             if self.augment:
-                images = crop_and_flip(images, _generator(seed, epoch, index))
+                images = crop_and_flip(images, _generator(seed, epoch, index), own, len(parts[index]))
             yield self.pixels(images, dtype), self.train_labels[part]
+
+    def batch_length(self, batch_size, index):
+        """Images in batch `index` of an epoch, over all processes."""
+        steps, images = self.steps_per_epoch(batch_size), len(self.train_labels)
+        return images // steps + (index < images % steps)
 
     def steps_per_epoch(self, batch_size):
         return math.ceil(len(self.train_labels) / batch_size)
@@ -264,12 +270,16 @@ def _generator(*key):
     return torch.Generator().manual_seed(state % 2**63)
 
 
-def crop_and_flip(images, generator, padding=4):
-    """The usual CIFAR augmentation: pad by 4, crop at random, mirror every second image."""
+def crop_and_flip(images, generator, own=slice(None), total=None, padding=4):
+    """The usual CIFAR augmentation: pad by 4, crop at random, mirror every second image.
+
+    own, total: which images of a batch of how many these are; default all of it.
+    """
     n, _, height, width = images.shape
+    total = n if total is None else total
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    top, left = (torch.randint(2 * padding + 1, (n,), generator=generator) for _ in range(2))
-    mirrored = torch.rand(n, generator=generator) < 0.5
+    top, left = (torch.randint(2 * padding + 1, (total,), generator=generator)[own] for _ in range(2))
+    mirrored = (torch.rand(total, generator=generator) < 0.5)[own]
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.where(mirrored[:, None], torch.arange(width).flip(0), torch.arange(width))
     sample = torch.arange(n)[:, None, None]

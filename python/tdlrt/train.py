@@ -1,6 +1,7 @@
 """The main job: trains a network with Tucker layers by TDLRT (or densely), and can be killed at any moment.
 
-The checkpoint is the one source of truth; `metrics.jsonl`, `summary.json` and `ranks.png` are written from it.
+The checkpoint is the one source of truth; `metrics.jsonl`, `summary.json` and `ranks.png` are written from it. With
+several processes (see `processes.py`) each holds the whole run, and process 0 writes.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import tucker_kernels
-from tdlrt import checkpoint, models, plots
+from tdlrt import checkpoint, models, plots, processes
 from tdlrt.convert import tuckerize
 from tdlrt.optimizer import TDLRT
 from tdlrt.summary import compression, ranks, tucker_layers
@@ -91,12 +92,16 @@ class Run:
     def __init__(self, config, dataset, out, model=None):
         """`model`: a network to start from; default: a new one, as the seed has it."""
         self.config, self.out = config, Path(out)
-        self.device, self.dtype = torch.device(config.device), getattr(torch, config.dtype)
+        self.processes = processes.current()
+        self.device, self.dtype = self.processes.device(torch.device(config.device)), getattr(torch, config.dtype)
         self.dataset = dataset.to(self.device)
+        if dataset.batch_length(config.batch_size, self.steps_per_epoch - 1) < self.processes.size:
+            raise ValueError(f"batch_size is {config.batch_size}, too small for {self.processes.size} processes")
         torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.model = (new_network(config, dataset) if model is None else model).to(self.device)
-        self.optimizer = make_optimizer(self.model, config)
+        self.parallel = self.processes.wrap(self.model)
+        self.optimizer = make_optimizer(self.parallel, config)
         self.stop = False
         self.epoch = self.batch = self.seen = 0
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -167,7 +172,9 @@ class Run:
         self.model.train()
         mark = time.perf_counter()
         config = self.config
-        for pixels, labels in self.dataset.batches(config.batch_size, config.seed, self.epoch, self.dtype, self.batch):
+        share = {"rank": self.processes.rank, "processes": self.processes.size}
+        where = (config.seed, self.epoch, self.dtype, self.batch)
+        for pixels, labels in self.dataset.batches(config.batch_size, *where, **share):
             self._step(pixels, labels)
             mark, elapsed = time.perf_counter(), time.perf_counter() - mark
             self.seconds += elapsed
@@ -186,12 +193,15 @@ class Run:
 
     def _step(self, pixels, labels):
         outputs = []
+        total = self.dataset.batch_length(self.config.batch_size, self.batch)
+        # Processes average their gradients; so weighted, that is the gradient of the mean over the whole batch.
+        weight = len(labels) * self.processes.size / total
 
         def closure():
             self.optimizer.zero_grad()
-            logits = self.model(pixels)
+            logits = self.parallel(pixels)
             loss = nn.functional.cross_entropy(logits, labels)
-            loss.backward()
+            (loss * weight).backward()
             outputs.append((loss.detach(), logits.detach()))
             return loss
 
@@ -203,15 +213,24 @@ class Run:
         except FloatingPointError as error:
             raise DivergenceError(f"{error} (step {self.steps + 1})") from error
         loss, logits = outputs[0]
-        self.loss_sum += loss.double() * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.seen += len(labels)
+        correct = (logits.argmax(1) == labels).sum().double()
+        own = torch.stack([loss.double() * len(labels), correct, torch.full_like(self.loss_sum, self.stop)])
+        loss, correct, stop = self.processes.total(own)
+        self.loss_sum += loss
+        self.correct += correct.to(torch.int64)
+        self.stop = self.stop or self._asked_elsewhere(stop)
+        self.seen += total
         layers = tucker_layers(self.model).values()
         row = [layer.ranks[mode] for layer in layers for mode in layer.modes]
         self.history[self.steps] = torch.tensor(row, dtype=torch.int32)
         self.batch += 1
 
+    def _asked_elsewhere(self, stop):
+        """Whether any process was asked to stop: all stop after the same step."""
+        return self.processes.size > 1 and bool(stop)
+
     def evaluate(self):
+        self.processes.take_buffers(self.model)
         return evaluate(self.model, self.dataset, self.dtype)
 
     # ---- what is written -----------------------------------------------------------------------------------
@@ -267,10 +286,13 @@ class Run:
         """Writes checkpoint.pt, unless what it would hold is no longer finite."""
         if not math.isfinite(float(self.loss_sum)):
             raise DivergenceError(f"the loss is no longer finite (step {self.steps})")
-        checkpoint.save(self.out / "checkpoint.pt", self.contents())
+        self.processes.take_buffers(self.model)
+        if self.processes.rank == 0:
+            checkpoint.save(self.out / "checkpoint.pt", self.contents())
 
     def write_metrics(self):
-        checkpoint.write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
+        if self.processes.rank == 0:
+            checkpoint.write_text(self.out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.metrics))
 
     def summary(self):
         last = self.metrics[-1] if self.metrics else self._line(*self.evaluate(), 0.0)
@@ -292,7 +314,9 @@ class Run:
     def write_results(self):
         """metrics.jsonl, summary.json and, where there are ranks, ranks.png."""
         self.write_metrics()
-        summary = self.summary()
+        summary = self.summary()  # of all processes: it may evaluate
+        if self.processes.rank > 0:
+            return
         checkpoint.write_json(self.out / "summary.json", summary)
         if self.layers and self.steps:
             title = f"{self.config.model} on {self.config.data}: {100 * summary['test_accuracy']:.1f} % test accuracy, "
@@ -342,12 +366,15 @@ def evaluate(model, dataset, dtype, batch_size=1000):
     """Mean loss and accuracy of a network on the test images."""
     training = model.training
     model.eval()
-    loss, correct = 0.0, 0
-    for images, labels in zip(dataset.test_images.split(batch_size), dataset.test_labels.split(batch_size)):
+    among = processes.current()
+    own = slice(among.rank, None, among.size)
+    sums = torch.zeros(2, dtype=torch.float64, device=dataset.test_images.device)
+    for images, labels in zip(dataset.test_images[own].split(batch_size), dataset.test_labels[own].split(batch_size)):
         logits = model(dataset.pixels(images, dtype))
-        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        correct += int((logits.argmax(1) == labels).sum())
+        sums[0] += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums[1] += (logits.argmax(1) == labels).sum()
     model.train(training)
+    loss, correct = among.total(sums).tolist()
     return loss / len(dataset.test_labels), correct / len(dataset.test_labels)
 
 
