@@ -140,7 +140,7 @@ def operations(path, conv):
         return first + 2 * pixels_out * _wide(r_in) * _wide(r_out) * taps + last
     products = conv.batch * _inside(conv)
     if conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
-        tiles = conv.batch * math.prod(-(-n // 4) for n in conv.out_size)
+        tiles = conv.batch * math.prod([-(-n // 4) for n in conv.out_size])  # a list: torch.compile traces it
         transforms = 420 * max(r_out, r_in) / (r_out * r_in) if r_out * r_in else 0
         products = min(products, tiles * (40 + transforms) + 250)
     return first + 2 * products * _wide(r_in) * _wide(r_out) + last
