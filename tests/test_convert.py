@@ -52,6 +52,63 @@ def test_what_is_replaced_and_what_is_reported(caplog):
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
+def test_wide_groups_get_a_tucker_weight_each():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 24, 3, groups=2), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=4)).double()
+    x = torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    full = tdlrt.tuckerize(copy.deepcopy(model))
+    assert torch.allclose(full(x), model(x), atol=1e-12)
+    assert kinds(full) == {"0.groups.0", "0.groups.1"}  # the groups of the other have 6 channels
+    assert [d.reason for d in tdlrt.plan(full)] == [
+        "its smaller side in each of its 4 groups is 6, below min_features=8"
+    ]
+    small = tdlrt.tuckerize(copy.deepcopy(model), ranks=3)
+    assert set(tdlrt.ranks(small).values()) == {(3, 3, 3, 3)}
+    for convert in (tdlrt.to_dense, tdlrt.to_sequential):
+        plain = convert(small)
+        assert not kinds(plain)
+        assert torch.allclose(plain(x), small(x), atol=1e-12)
+    steps = []
+    for integrator in ("one_pass", "two_pass"):
+        twin = copy.deepcopy(small)
+        optimizer = tdlrt.TDLRT(twin, lr=0.1, tol=0.05, integrator=integrator)
+
+        def closure(twin=twin, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = twin(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        steps.append(tdlrt.to_dense(twin).state_dict())
+    assert all(torch.allclose(steps[0][name], steps[1][name], atol=1e-11) for name in steps[0])
+    adapted = tdlrt.adapt(copy.deepcopy(model), ranks=3)
+    assert torch.equal(adapted(x), model(x))
+    nn.init.normal_(adapted[0].delta.groups[1].core)
+    y = adapted(x)
+    assert torch.allclose(tdlrt.merge(adapted)(x), y, atol=1e-12)
+
+
+def test_tied_tucker_weights_are_refused():
+    def tied(what):
+        model = nn.Sequential(tdlrt.TuckerLinear(9, 9, ranks=3), nn.ReLU(), tdlrt.TuckerLinear(9, 9, ranks=3))
+        if what == "core":
+            model[2].core = model[0].core
+        elif what == "one factor":
+            model[2].factors[1] = model[0].factors[1]
+        elif what == "all factors":
+            model[2].factors = model[0].factors
+        else:
+            model.append(nn.Linear(3, 9, bias=False)).append(nn.ReLU())
+            model[3].weight = model[0].factors[0]
+        return model
+
+    for what in ("core", "one factor", "all factors", "a dense weight"):
+        with pytest.raises(ValueError, match=r"0 and [23] share a Tucker parameter; use one layer in both places"):
+            tdlrt.TDLRT(tied(what), lr=0.1)
+
+
 def test_skip_min_features_and_dicts():
     def net():
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten(), nn.Linear(24, 10))

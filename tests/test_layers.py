@@ -9,6 +9,8 @@ import pytest
 import tdlrt
 import torch
 from tdlrt.layers.base import mode_ranks, replace_data
+from tensorly.decomposition import partial_tucker
+from tensorly.tenalg import multi_mode_dot
 from torch import nn
 
 CONVOLUTIONS = [
@@ -47,6 +49,29 @@ def test_full_rank_convolution_equals_dense(tucker, dense_class, size, geometry,
     assert_same(layer.to_dense().weight, dense.weight)
     assert_same(layer.to_dense()(x), dense(x))
     assert_same(layer.to_sequential()(x), dense(x))
+
+
+@pytest.mark.parametrize(("tucker", "dense_class", "size"), CONVOLUTIONS)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_every_number_of_the_geometry_is_its_own(tucker, dense_class, size, padding_mode, groups):
+    """Kernel, stride, padding and dilation that differ in every dimension, and "same" padding beside dilation."""
+    torch.manual_seed(6)
+    dimensions = len(size)
+    x = torch.randn(2, 4, *(n + 6 for n in size), dtype=torch.float64)
+    build = tdlrt.TuckerGroupedConv if groups > 1 else tucker
+    for numbers in (
+        {"kernel_size": (3, 2, 4), "stride": (2, 1, 3), "padding": (1, 0, 2), "dilation": (1, 3, 2)},
+        {"kernel_size": (2, 4, 3), "dilation": (3, 1, 2)},
+    ):
+        numbers = {name: values[:dimensions] for name, values in numbers.items()}
+        numbers = {"padding": "same", **numbers}
+        dense = dense_class(4, 6, **numbers, groups=groups, padding_mode=padding_mode, dtype=torch.float64)
+        layer = build.from_dense(dense)
+        assert_same(layer(x), dense(x))
+        assert_same(layer(x[1]), dense(x[1]))
+        for plain in (layer.to_dense(), layer.to_sequential()):
+            assert_same(plain(x), dense(x))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -110,6 +135,56 @@ def test_from_dense_at_ranks_is_nearly_the_best():
     assert torch.linalg.vector_norm(layer.weight - dense.weight) <= best * (1 + 1e-10)
 
 
+def relative_error(layer, dense):
+    return float(torch.linalg.vector_norm(layer.weight - dense.weight) / torch.linalg.vector_norm(dense.weight))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("modes", ["channels", "all", (0, 3)])
+def test_hooi_is_no_farther_than_hosvd_and_as_near_as_tensorly(modes, seed):
+    torch.manual_seed(seed)
+    dense = nn.Conv2d(9, 11, 3, dtype=torch.float64)
+    ranks = (4, 3, 2, 2)
+    hosvd, hooi = (tdlrt.TuckerConv2d.from_dense(dense, ranks=ranks, modes=modes, method=m) for m in ("hosvd", "hooi"))
+    assert hooi.ranks == hosvd.ranks
+    assert tdlrt.orthogonality_error(hooi) < 1e-13
+    assert relative_error(hooi, dense) < relative_error(hosvd, dense)
+    own = [ranks[mode] for mode in hooi.modes]
+    weight = dense.weight.detach().numpy()
+    (core, factors), _ = partial_tucker(weight, own, modes=list(hooi.modes), n_iter_max=10, tol=0)
+    found = torch.from_numpy(multi_mode_dot(core, factors, modes=list(hooi.modes)))
+    expected = torch.linalg.vector_norm(found - dense.weight) / torch.linalg.vector_norm(dense.weight)
+    assert relative_error(hooi, dense) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_hooi_keeps_a_tolerance_and_exact_weights():
+    torch.manual_seed(7)
+    dense = nn.Conv2d(16, 12, 3)
+    layer = tdlrt.TuckerConv2d.from_dense(dense, tol=0.4, method="hooi")
+    assert relative_error(layer, dense) <= 0.4
+    exact = tdlrt.TuckerConv2d(16, 12, 3, ranks=3, dtype=torch.float64).to_dense()
+    assert relative_error(tdlrt.TuckerConv2d.from_dense(exact, ranks=3, method="hooi"), exact) < 1e-14
+    matrix = nn.Linear(9, 7, dtype=torch.float64)
+    same = [tdlrt.TuckerLinear.from_dense(matrix, ranks=3, method=m).weight for m in ("hosvd", "hooi")]
+    assert_same(same[1], same[0])
+    with pytest.raises(ValueError, match="method is 'als'; allowed are 'hosvd', 'hooi'"):
+        tdlrt.TuckerLinear.from_dense(matrix, method="als")
+
+
+def test_groups_of_different_ranks():
+    torch.manual_seed(8)
+    dense = nn.Conv2d(24, 36, 3, groups=3, padding=1, dtype=torch.float64)
+    with torch.no_grad():
+        dense.weight[:12] = dense.weight[:1]  # the first group has rank 1 in its output mode
+    layer = tdlrt.TuckerGroupedConv.from_dense(dense, tol=0.3)
+    assert layer.groups[0].ranks[0] == 1 < layer.groups[1].ranks[0]
+    x = torch.randn(2, 24, 5, 5, dtype=torch.float64)
+    expected = torch.conv2d(x, layer.weight, layer.bias, padding=1, groups=3)
+    for each in (layer, layer.to_dense(), layer.to_sequential()):
+        assert_same(each(x), expected)
+    assert relative_error(layer, dense) <= 0.3
+
+
 def test_fresh_layers_have_the_norm_of_dense_ones():
     torch.manual_seed(5)
     layer = tdlrt.TuckerConv2d(32, 48, 3, ranks=0.25)
@@ -167,6 +242,24 @@ def test_module_habits():
     assert double(x.double()).dtype == torch.float64
     assert len(repr(model).splitlines()) <= 6
     assert len(list(model.parameters())) == 8
+
+
+def test_half_precision_is_for_inference():
+    torch.manual_seed(0)
+    model = nn.Sequential(tdlrt.TuckerConv2d(8, 8, 3, ranks=4), nn.Flatten(), tdlrt.TuckerLinear(8 * 9, 5, ranks=4))
+    x = torch.randn(4, 8, 5, 5)
+    y = model(x)
+    optimizer = tdlrt.TDLRT(model, lr=0.1)
+    model.half()
+    half = model(x.half())
+    assert half.dtype == torch.float16
+    assert (half.float() - y).abs().max() < 0.02 * y.abs().max()
+    half.float().sum().backward()
+    before = model[0].core.detach().clone()
+    for refused in (optimizer.step, lambda: tdlrt.TDLRT(model, lr=0.1)):
+        with pytest.raises(TypeError, match=r"0 has torch.float16 parameters.*torch.autocast"):
+            refused()
+    assert torch.equal(model[0].core, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -8,8 +8,9 @@
 
 import torch
 
-from tdlrt.convert import TUCKER_CLASS, prepare_ddp, replace_eligible, replace_modules
+from tdlrt.convert import prepare_ddp, replace_eligible, replace_modules, tucker_class
 from tdlrt.layers import TuckerAdapter
+from tdlrt.summary import tucker_layers
 
 
 def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
@@ -30,8 +31,9 @@ def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
 
     def adapter(layer, ranks):
         dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
-        delta = TUCKER_CLASS[type(layer)].like(layer, ranks, modes, bias=False, dtype=dtype).train(layer.training)
-        torch.nn.init.zeros_(delta.core)
+        delta = tucker_class(layer).like(layer, ranks, modes, bias=False, dtype=dtype).train(layer.training)
+        for own in tucker_layers(delta).values():
+            torch.nn.init.zeros_(own.core)
         return TuckerAdapter(layer, delta)
 
     return prepare_ddp(replace_eligible(model, adapter, ranks, skip, min_features))

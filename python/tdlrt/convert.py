@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tdlrt.layers import TuckerAdapter, TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerLayer, TuckerLinear
+from tdlrt.layers import (
+    TuckerAdapter,
+    TuckerConv1d,
+    TuckerConv2d,
+    TuckerConv3d,
+    TuckerGroupedConv,
+    TuckerLayer,
+    TuckerLinear,
+)
 from tdlrt.reduction import ignore_in_ddp
 
 log = logging.getLogger("tdlrt")
@@ -42,7 +50,7 @@ def plan(model, skip=(), min_features=8):
             owners.setdefault(parameter, set()).add(id(module))
         if any(name.startswith(prefix) for prefix in blocked) or isinstance(module, TuckerLayer):
             continue
-        if isinstance(module, TuckerAdapter):
+        if isinstance(module, (TuckerAdapter, TuckerGroupedConv)):
             blocked.append(f"{name}." if name else "")
             continue
         reason = next((why for kind, why in _LEFT_DENSE.items() if isinstance(module, kind)), None)
@@ -64,16 +72,25 @@ def _why_dense(name, layer, skip, min_features):
         return f"{type(layer).__name__} is a subclass that may compute something else"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
         return "named in skip"
-    if getattr(layer, "groups", 1) != 1:
-        return f"grouped convolution (groups={layer.groups})"
-    smaller = min(layer.weight.shape[:2])
+    groups = getattr(layer, "groups", 1)
+    smaller = min(layer.weight.shape[0] // groups, layer.weight.shape[1])
+    if groups > 1 and smaller == 1:
+        return f"depthwise convolution (groups={groups}): a group has a side of 1"
     if smaller < min_features:
-        return f"its smaller side is {smaller}, below min_features={min_features}"
+        where = f" in each of its {groups} groups" if groups > 1 else ""
+        return f"its smaller side{where} is {smaller}, below min_features={min_features}"
     return None
 
 
-def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8):
+def tucker_class(layer):
+    """The class that stands for a dense layer."""
+    return TuckerGroupedConv if getattr(layer, "groups", 1) > 1 else TUCKER_CLASS[type(layer)]
+
+
+def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8, method="hosvd"):
     """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
+
+    A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`).
 
     Args:
         model: changed in place and returned (a model that is itself one layer is returned as a new one).
@@ -82,7 +99,8 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
         tol: instead of `ranks`, the relative error each weight may have. With neither, ranks are full.
         modes: "channels" (a factor on output and input channels) or "all" (on the window too).
         skip: names or patterns of layers to leave dense.
-        min_features: layers whose smaller side (of C_out, C_in) is below it stay dense; 0 for none.
+        min_features: layers whose smaller side (of C_out, C_in; of each group) is below it stay dense; 0 for none.
+        method: "hosvd", or "hooi" for weights a little nearer to the dense ones at the same ranks.
 
     What stays dense is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
     """
@@ -90,7 +108,7 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
         raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
 
     def factorised(layer, ranks):
-        return TUCKER_CLASS[type(layer)].from_dense(layer, ranks=ranks, tol=tol, modes=modes)
+        return tucker_class(layer).from_dense(layer, ranks=ranks, tol=tol, modes=modes, method=method)
 
     return prepare_ddp(replace_eligible(model, factorised, ranks, skip, min_features))
 
@@ -168,5 +186,7 @@ def _convert(model, function):
     model = copy.deepcopy(model)
     adapters = {m: m.merge() for m in model.modules() if isinstance(m, TuckerAdapter)}
     model = replace_modules(model, adapters)
-    layers = {m for m in model.modules() if isinstance(m, TuckerLayer)}
+    groups = {m for m in model.modules() if isinstance(m, TuckerGroupedConv)}
+    inner = {layer for m in groups for layer in m.groups}
+    layers = groups | {m for m in model.modules() if isinstance(m, TuckerLayer) and m not in inner}
     return replace_modules(model, {layer: function(layer) for layer in layers})

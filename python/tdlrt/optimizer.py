@@ -10,7 +10,7 @@ from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
 from tdlrt.reduction import clip_gradients, local, reducer_for
-from tdlrt.summary import tucker_layers
+from tdlrt.summary import refuse_shared, tucker_layers
 
 log = logging.getLogger("tdlrt")
 
@@ -97,6 +97,7 @@ class TDLRT(torch.optim.Optimizer):
         self.layers = tucker_layers(inner)
         self._names = {p: n for n, p in inner.named_parameters()}
         self._layer_tol = _layer_tolerances(tol, self.layers)
+        refuse_shared(inner, self.layers)
         _check_dtypes(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)
         self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
@@ -167,6 +168,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def _integrate(self, closure):
         integrator = self.integrator
+        _check_dtypes(self.layers)  # model.half() may have come since
         if closure is None and all(float(group["lr"]) == 0 for group in self.param_groups):
             # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
             integrator = "one_pass"

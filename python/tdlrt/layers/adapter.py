@@ -12,7 +12,7 @@ class TuckerAdapter(nn.Module):
 
     Attributes:
         base: the dense layer, frozen.
-        delta: the Tucker layer, which `TDLRT` trains like any other.
+        delta: the Tucker layer (or its groups), which `TDLRT` trains like any other.
     """
 
     def __init__(self, base, delta):
@@ -31,7 +31,7 @@ class TuckerAdapter(nn.Module):
     def forward(self, input):
         y = self.base(input)
         if not torch.is_autocast_enabled(input.device.type):
-            input = input.to(self.delta.core.dtype)
+            input = input.to(next(self.delta.parameters()).dtype)
         return y + self.delta(input).to(y.dtype)
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ import tucker_kernels as tk
 
 # modes="channels" | "all": which modes of the weight carry a factor.
 MODES = ("channels", "all")
+# How a dense weight is truncated: HOSVD, or HOOI, which goes on from there to the nearest weight of these ranks.
+METHODS = ("hosvd", "hooi")
 
 
 class TuckerLayer(nn.Module):
@@ -122,8 +124,10 @@ class TuckerLayer(nn.Module):
         return input, core, bias, factors
 
     @classmethod
-    def _truncated(cls, weight, ranks, tol, modes):
-        """Core and factors of a dense weight by truncated HOSVD, at ranks or to a relative tolerance."""
+    def _truncated(cls, weight, ranks, tol, modes, method):
+        """Core and factors of a dense weight by truncated HOSVD or HOOI, at ranks or to a relative tolerance."""
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}; allowed are {', '.join(map(repr, METHODS))}")
         modes = factorised_modes(modes, weight.ndim)
         if ranks is not None and tol is not None:
             raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
@@ -134,10 +138,12 @@ class TuckerLayer(nn.Module):
         work = weight.detach()
         if work.dtype not in (torch.float32, torch.float64):
             work = work.float()
-        (core,), (projections,), found, _ = tk.hosvd_truncate([work.contiguous()], modes=modes, **bounds)
+        work = work.contiguous()
+        (core,), (projections,), found, _ = tk.hosvd_truncate([work], modes=modes, **bounds)
         found = found[0].tolist()
         core = core[tuple(slice(0, r) for r in found)].contiguous()
-        return core, [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, found)]
+        factors = [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, found)]
+        return (core, factors) if method == "hosvd" else hooi(work, core, factors)
 
     def extra_repr(self):
         return f"weight={self.weight_shape}, ranks={self.ranks}, modes={self.modes}, bias={self.bias is not None}"
@@ -157,6 +163,31 @@ def replace_data(parameter, data):
         parameter.grad = None
         parameter.data = torch.empty(0, dtype=other, device=data.device)
     parameter.data = data
+
+
+def hooi(tensor, core, factors, most_sweeps=10):
+    """Higher-order orthogonal iteration from an HOSVD, at its ranks: (core, factors) with no larger an error.
+
+    Each factor in turn becomes the best one for the others, the leading left singular vectors of what they leave of the
+    tensor. The error is √(‖tensor‖² − ‖core‖²). Source: De Lathauwer, De Moor & Vandewalle, "On the best rank-1 and
+    rank-(R1, R2, ..., RN) approximation of higher-order tensors", 2000.
+    """
+    best, size = (core, factors), torch.linalg.vector_norm(core)
+    factors = list(factors)
+    modes = [i for i, factor in enumerate(factors) if factor is not None]
+    for _ in range(most_sweeps if len(modes) > 1 else 0):
+        for mode in modes:
+            others = [None if i == mode else factor for i, factor in enumerate(factors)]
+            left = tk.multi_mode_dot(tensor, others, transpose=True).contiguous()
+            ranks = tuple(f.shape[1] if i == mode else n for i, (f, n) in enumerate(zip(factors, left.shape)))
+            _, (projections,), _, _ = tk.hosvd_truncate([left], ranks=ranks, modes=(mode,))
+            factors[mode] = projections[mode][:, : ranks[mode]].contiguous()
+        core = tk.mode_dot(left, factors[mode], mode, transpose=True).contiguous()
+        before, size = size, torch.linalg.vector_norm(core)
+        if size <= before * (1 + 4 * torch.finfo(core.dtype).eps):
+            break
+        best = core, list(factors)
+    return best
 
 
 def factorised_modes(modes, ndim):

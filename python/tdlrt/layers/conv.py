@@ -98,17 +98,17 @@ class _TuckerConv(TuckerLayer):
         )
 
     @classmethod
-    def from_dense(cls, layer, ranks=None, tol=None, modes="channels"):
+    def from_dense(cls, layer, ranks=None, tol=None, modes="channels", method="hosvd"):
         """The Tucker layer nearest to a dense one by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
 
-        With neither it keeps every rank full and equals the dense layer. Raises ValueError for grouped or transposed
-        convolutions.
+        With neither it keeps every rank full and equals the dense layer. method="hooi" goes on to the nearest weight of
+        the ranks found. Raises ValueError for grouped convolutions (see `TuckerGroupedConv`).
         """
         if type(layer) is not cls.dense_class():
             raise TypeError(f"layer must be a {cls.dense_class().__name__}, got {type(layer).__name__}")
         if layer.groups != 1:
-            raise ValueError(f"layer has groups={layer.groups}; only groups=1 can be factorised")
-        core, factors = cls._truncated(layer.weight, ranks, tol, modes)
+            raise ValueError(f"layer has groups={layer.groups}; TuckerGroupedConv.from_dense takes it")
+        core, factors = cls._truncated(layer.weight, ranks, tol, modes, method)
         new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype)
         return filled(new, layer, core, factors)
 

@@ -49,17 +49,18 @@ class TuckerLinear(TuckerLayer):
         return cls(*sizes, bias=bias, ranks=ranks, modes=modes, device=layer.weight.device, dtype=dtype)
 
     @classmethod
-    def from_dense(cls, layer, ranks=None, tol=None, modes="all", in_modes=None, out_modes=None):
+    def from_dense(cls, layer, ranks=None, tol=None, modes="all", in_modes=None, out_modes=None, method="hosvd"):
         """The Tucker layer nearest to an `nn.Linear` by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
 
         in_modes, out_modes: mode sizes to fold the features into; default one mode on each side.
+        method: "hooi" goes on to the nearest weight of the ranks found, which for two modes HOSVD gives already.
         """
         if type(layer) is not nn.Linear:
             raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
         sizes_in = _mode_sizes("in_modes", in_modes or layer.in_features, layer.in_features)
         sizes_out = _mode_sizes("out_modes", out_modes or layer.out_features, layer.out_features)
         modes = _linear_modes(modes)
-        core, factors = cls._truncated(layer.weight.reshape(*sizes_out, *sizes_in), ranks, tol, modes)
+        core, factors = cls._truncated(layer.weight.reshape(*sizes_out, *sizes_in), ranks, tol, modes, method)
         new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype, sizes_in, sizes_out)
         return filled(new, layer, core, factors)
 
