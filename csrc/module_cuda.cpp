@@ -79,8 +79,9 @@ py::dict shown(const tk::JacobiProblem<T>& p) {
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});
 }
-py::dict shown(const tk::ErrorProblem& p) {
-  return shown({{"tiles", p.tiles}, {"modes", p.modes}, {"out", at(p.error)}});
+template <class T>
+py::dict shown(const tk::FinishProblem<T>& p) {
+  return shown({{"tiles", p.tiles}, {"modes", p.modes}, {"work", at(p.work)}, {"out", at(p.error)}});
 }
 
 template <class Problem>
@@ -109,8 +110,8 @@ py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
       return table<tk::CholeskyProblem<T>>(plan, launch);
     case tk::Kernel::jacobi_svd:
       return table<tk::JacobiProblem<T>>(plan, launch);
-    case tk::Kernel::truncation_error:
-      return table<tk::ErrorProblem>(plan, launch);
+    case tk::Kernel::finish_truncation:
+      return table<tk::FinishProblem<T>>(plan, launch);
   }
   return py::list();
 }

@@ -232,16 +232,13 @@ def truncated(dtype, device, **arguments):
 @pytest.mark.long
 @pytest.mark.parametrize("tol", [0.5, 0.1, 0.01, 1e-3])
 @pytest.mark.parametrize("dtype", FULL, ids=str)
-def test_truncation_by_tolerance(dtype, tol, device, monkeypatch):
-    # Ranks that exceed the product of the others are not cut on the device: documented in cuda.py.
-    monkeypatch.setattr(test_hosvd_truncate, "feasible", lambda ranks, truncated: list(ranks))
+def test_truncation_by_tolerance(dtype, tol, device):
     test_hosvd_truncate.check_all(truncated(dtype, device, tol=tol), tol=tol)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("tol", [0.3, 0.03])
-def test_truncation_per_mode(tol, device, monkeypatch):
-    monkeypatch.setattr(test_hosvd_truncate, "feasible", lambda ranks, truncated: list(ranks))
+def test_truncation_per_mode(tol, device):
     results = truncated(torch.float32, device, tol=tol, tolerance_mode="per_mode")
     test_hosvd_truncate.check_all(results, tol=tol, per_mode=True)
 
@@ -254,6 +251,65 @@ def test_truncation_to_given_ranks(rank, device):
             test_hosvd_truncate.check(core, result, ranks=[rank] * core.ndim)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+
+
+def infeasible_cores(tol):
+    """Cores whose rank by tolerance exceeds the product of the others in one mode, whichever it is.
+
+    Orthogonal fibres along that mode: 2×2 long ones, and 4 + 4 short ones beside them. The bound lies between the
+    energy of all eight and that of the four that another mode would lose: that mode keeps 2, this one 4 and some.
+    """
+    short = math.sqrt(4 * tol**2 / 3 / (5 - 8 * tol**2 / 3))
+    core = torch.zeros(14, 4, 4, dtype=torch.float64)
+    for k, (i, j) in enumerate((i, j) for i in range(4) for j in range(4) if min(i, j) < 2):
+        core[k, i, j] = (1 if max(i, j) < 2 else short) * (1 - 0.002 * k)
+    for mode, n in enumerate(core.shape):
+        core = torch.tensordot(orthonormal(n, n, mode), core, dims=([1], [mode])).movedim(0, mode)
+    return {
+        "first": core,
+        "middle": core.transpose(0, 1).contiguous(),
+        "last": core.permute(1, 2, 0).contiguous(),
+        "forced": (gaussian(40, 1, seed=7) @ gaussian(1, 2, seed=8)).reshape(40, 2, 1, 1),
+    }
+
+
+def least_ranks(name, core):
+    """1, but for a bound that no rank can keep."""
+    return [7 if name == "forced" and i == 0 else 1 for i in range(core.ndim)]
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+@pytest.mark.parametrize("tol", [0.05, 0.2, 0.4])
+def test_ranks_are_cut_to_the_product_of_the_others(tol, dtype, device):
+    """As the reference cuts them, with the same ranks."""
+    cores = infeasible_cores(tol)
+    inputs, least = [c.to(dtype) for c in cores.values()], [tuple(least_ranks(*item)) for item in cores.items()]
+    results = [tk.hosvd_truncate([c.to(device) for c in inputs], tol=tol, min_rank=least)]
+    with tk.use_backend("reference"):
+        results.append(tk.hosvd_truncate(inputs, tol=tol, min_rank=least))
+    assert results[0][2].tolist() == results[1][2].tolist()
+    for name, core, *result in zip(cores, inputs, *results[0]):
+        new, projections, ranks, error = result
+        found = new.cpu(), [p.cpu() for p in projections], ranks.tolist(), float(error)
+        test_hosvd_truncate.check(core, found, tol=tol, lower=least_ranks(name, core))
+
+
+@pytest.mark.parametrize("tol", [0.05, 0.2, 0.4])
+def test_the_cores_above_need_cutting(tol):
+    for name, core in infeasible_cores(tol).items():
+        bound, modes = tol**2 * float(core.norm()) ** 2 / core.ndim, range(core.ndim)
+        wanted = [int((test_hosvd_truncate.tails(core, i)[:-1] > bound).sum()) for i in modes]
+        wanted = [max(pair) for pair in zip(wanted, least_ranks(name, core))]
+        assert test_hosvd_truncate.feasible(wanted, list(modes)) != wanted, name
+
+
+def test_the_zero_core_keeps_an_identity_where_ranks_are_forced(device):
+    core = torch.zeros(6, 2, 2, device=device)
+    (new,), (projections,), ranks, _ = tk.hosvd_truncate([core], tol=0.1, min_rank=(5, 1, 1))
+    assert ranks.tolist() == [[1, 1, 1]]
+    assert not new.any()
+    for P in projections:
+        assert_close((P.T @ P).cpu(), torch.diag(torch.eye(len(P))[0]).double(), "orthogonality")
 
 
 @pytest.mark.parametrize("modes", [(0,), (0, 2), ()])

@@ -178,7 +178,7 @@ def test_truncation_bounds_are_ordered_and_within_the_sizes(dtype, problems, dev
         if launch["kernel"] == "jacobi_svd":
             for p in launch["problems"]:
                 assert 1 <= p["min_rank"] <= p["max_rank"] <= p["size"]
-    residual = [launch for launch in plan["launches"] if launch["kernel"] == "truncation_error"]
+    residual = [launch for launch in plan["launches"] if launch["kernel"] == "finish_truncation"]
     assert len(residual) == 1
     assert len(residual[0]["problems"]) == len(problems)
 

@@ -11,8 +11,7 @@ device, and the log of `tucker_kernels` says so.
 
 Limits of the method: factors come from Gram matrices in float64. For float32 that is more than enough; in float64 a
 remainder below about √ε, relative to its column and the coefficients with which earlier columns explain it, counts as
-zero. QR and SVD leave exact zeros where a vector is not determined. Ranks chosen by tolerance are not cut further where
-one exceeds the product of the others.
+zero. QR and SVD leave exact zeros where a vector is not determined.
 """
 
 import logging

@@ -2,9 +2,8 @@
 // the core in those bases, and the exact error by going back. Capacities are host values; everything beyond a
 // rank is zero.
 //
-// Ranks that were chosen by tolerance are not cut further where one exceeds the product of the others: that
-// would need a decision between launches. Such a core is still represented exactly. Given ranks are cut here,
-// on the host.
+// Given ranks are cut on the host where one exceeds the product of the others, ranks chosen by tolerance in
+// the last kernel.
 #include <algorithm>
 
 #include "core/dispatch.h"
@@ -56,6 +55,24 @@ Bounds rank_bounds(const tk_truncation& p) {
   return b;
 }
 
+// Doubles that cutting an infeasible rank may need; 0 where the bounds exclude one.
+int64_t finish_work(const tk_truncation& p, const Bounds& bounds) {
+  int64_t most = 0;
+  for (int32_t d = 0; d < p.ndim; ++d) {
+    if (!p.projections[d]) continue;
+    int64_t least_others = 1, most_others = 1;
+    for (int32_t e = 0; e < p.ndim; ++e) {
+      if (e == d) continue;
+      least_others *= bounds.least[e];
+      most_others *= bounds.most[e];
+    }
+    if (bounds.most[d] <= least_others) continue;
+    const int64_t columns = std::min(bounds.most[d] - 1, most_others);
+    most = std::max(most, (bounds.most[d] + p.shape[d] + 3) * columns);
+  }
+  return most;
+}
+
 }  // namespace
 
 tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation* problems, void* workspace,
@@ -70,7 +87,7 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation
       std::vector<Eigenproblem<T>> eigen;
       std::vector<ModeProducts<T>> forth, back;
       std::vector<int32_t> owner;  // of each chain
-      std::vector<ErrorProblem> errors;
+      std::vector<FinishProblem<T>> finishes;
       GemmTable<T> copies;
       for (int32_t c = 0; c < count; ++c) {
         const tk_truncation& p = problems[c];
@@ -122,12 +139,17 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation
           forth.push_back(out);
           back.push_back(in);
         }
-        ErrorProblem error{};
-        error.trace = trace, error.flag = flags + c, error.error = p.error;
-        error.ranks = p.ranks, error.found = found + c * TK_MAX_MODES;
-        error.modes = p.ndim, error.width = p.width;
-        for (int32_t d = 0; d < p.ndim; ++d) error.size[d] = static_cast<int32_t>(p.shape[d]);
-        errors.push_back(error);
+        FinishProblem<T> finish{};
+        finish.trace = trace, finish.flag = flags + c, finish.error = p.error;
+        finish.ranks = p.ranks, finish.found = found + c * TK_MAX_MODES;
+        finish.modes = p.ndim, finish.width = p.width;
+        finish.core = new_core;
+        if (const int64_t doubles = finish_work(p, bounds)) finish.work = builder.scratch<double>(doubles);
+        for (int32_t d = 0; d < p.ndim; ++d) {
+          finish.size[d] = static_cast<int32_t>(p.shape[d]);
+          finish.projections[d] = static_cast<T*>(p.projections[d]);
+        }
+        finishes.push_back(finish);
       }
       eigenbases(builder, eigen);
       copies.launch(builder);
@@ -142,10 +164,10 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation
         last.flag = flags + owner[i];
         const int64_t tiles = GemmTable<T>::tiles(last.m, last.n);
         last.squares = builder.scratch<double>(tiles);
-        errors[owner[i]].squares = last.squares;
-        errors[owner[i]].tiles = static_cast<int32_t>(tiles);
+        finishes[owner[i]].squares = last.squares;
+        finishes[owner[i]].tiles = static_cast<int32_t>(tiles);
       });
-      builder.one_block_each(Kernel::truncation_error, errors, 0, 32, 0);
+      builder.one_block_each(Kernel::finish_truncation, finishes, 0, finish_threads, 0);
     });
     return TK_OK;
   });

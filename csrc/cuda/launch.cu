@@ -4,13 +4,13 @@
 
 #include "core/portability.h"
 #include "cuda/operators.h"
+#include "kernels/finish_truncation.cuh"
 #include "kernels/gram.cuh"
 #include "kernels/grouped_gemm.cuh"
 #include "kernels/jacobi_svd.cuh"
 #include "kernels/project_out.cuh"
 #include "kernels/semidefinite_cholesky.cuh"
 #include "kernels/triangular_product.cuh"
-#include "kernels/truncation_error.cuh"
 
 namespace tk {
 namespace {
@@ -74,8 +74,8 @@ tk_status start(const Start& start) {
       return start.tiles(triangular_product<T>);
     case Kernel::jacobi_svd:
       return start.blocks(jacobi_svd<T>);
-    case Kernel::truncation_error:
-      return start.blocks(truncation_error);
+    case Kernel::finish_truncation:
+      return start.blocks(finish_truncation<T>);
     default:
       return TK_UNSUPPORTED;
   }

@@ -16,8 +16,8 @@ const char* kernel_name(Kernel kernel) {
       return "triangular_product";
     case Kernel::jacobi_svd:
       return "jacobi_svd";
-    case Kernel::truncation_error:
-      return "truncation_error";
+    case Kernel::finish_truncation:
+      return "finish_truncation";
   }
   return "unknown";
 }

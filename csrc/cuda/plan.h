@@ -23,7 +23,7 @@ enum class Kernel : int32_t {
   semidefinite_cholesky,
   triangular_product,
   jacobi_svd,
-  truncation_error,
+  finish_truncation,
 };
 const char* kernel_name(Kernel kernel);
 

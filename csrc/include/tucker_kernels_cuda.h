@@ -50,8 +50,8 @@ TK_API tk_status tk_tangent_basis_cuda(tk_dtype dtype, int32_t count, const tk_t
 /* Truncated higher-order SVD. projections[i] (shape[i], shape[i]) is NULL for a mode that is not cut;
  * new_core has the size of core; both are exactly zero beyond the ranks. tol < 0: take max_ranks. ranks
  * points to `width` counters (zero beyond ndim); error is the relative error, NaN where the core is not
- * finite, which then comes back unchanged with identity projections. A rank found by tolerance is not cut
- * further where it exceeds the product of the others. sweeps: the most Jacobi sweeps; they end early when
+ * finite, which then comes back unchanged with identity projections. A rank that exceeds the product of the
+ * others is cut to it; nothing is lost by that. sweeps: the most Jacobi sweeps; they end early when
  * nothing rotates. */
 typedef struct {
   const void* core;

@@ -29,21 +29,21 @@ struct JacobiColumns {
       sizeof(T) == 4 ? 8 : 2;  // elements of a column that a lane keeps in registers
   double* energy;              // of column j, relative to the trace
   T* columns;
-  T* squares;  // ‖column j‖²
-  int* order;  // columns by descending energy
-  int n;
+  T* squares;   // ‖column j‖²
+  int* order;   // columns by descending energy
+  int n, rows;  // rows of a column
 
   // `memory` holds everything but the columns, and those too where `elsewhere` is null.
-  __device__ JacobiColumns(void* memory, T* elsewhere, int n) : n(n) {
+  __device__ JacobiColumns(void* memory, T* elsewhere, int n, int rows) : n(n), rows(rows) {
     energy = static_cast<double*>(memory);
     T* after = reinterpret_cast<T*>(energy + n);
     columns = elsewhere != nullptr ? elsewhere : after;
-    squares = elsewhere != nullptr ? after : after + n * n;
+    squares = elsewhere != nullptr ? after : after + n * rows;
     order = reinterpret_cast<int*>(squares + n);
   }
 
   __device__ void load(const T* factor, T scale) const {
-    for (int e = threadIdx.x; e < n * n; e += blockDim.x) columns[e] = factor[e] * scale;
+    for (int e = threadIdx.x; e < n * rows; e += blockDim.x) columns[e] = factor[e] * scale;
     __syncthreads();
   }
 
@@ -53,7 +53,7 @@ struct JacobiColumns {
     for (int j = threadIdx.x / 32; j < n; j += blockDim.x / 32) {
       T sum = 0;
 #pragma unroll 1
-      for (int i = lane; i < n; i += 32) sum += columns[j * n + i] * columns[j * n + i];
+      for (int i = lane; i < rows; i += 32) sum += columns[j * rows + i] * columns[j * rows + i];
       sum = warp_sum(sum);
       if (lane == 0) squares[j] = sum;
     }
@@ -63,17 +63,17 @@ struct JacobiColumns {
   // Makes columns p and q orthogonal; whether that took a rotation. One warp.
   __device__ bool rotate(int p, int q, T tolerance) const {
     const int lane = threadIdx.x % 32;
-    T *x = columns + p * n, *y = columns + q * n;
+    T *x = columns + p * rows, *y = columns + q * rows;
     T own_x[cached], own_y[cached], dot = 0;
 #pragma unroll
     for (int c = 0; c < cached; ++c) {
       const int i = lane + 32 * c;
-      own_x[c] = i < n ? x[i] : T(0);
-      own_y[c] = i < n ? y[i] : T(0);
+      own_x[c] = i < rows ? x[i] : T(0);
+      own_y[c] = i < rows ? y[i] : T(0);
       dot += own_x[c] * own_y[c];
     }
 #pragma unroll 1
-    for (int i = lane + 32 * cached; i < n; i += 32) dot += x[i] * y[i];
+    for (int i = lane + 32 * cached; i < rows; i += 32) dot += x[i] * y[i];
     dot = warp_sum(dot);
     const T xx = squares[p], yy = squares[q];
     if (!(fabs(dot) > tolerance * sqrt(xx) * sqrt(yy)) || !(xx > 0) || !(yy > 0)) return false;
@@ -83,12 +83,12 @@ struct JacobiColumns {
 #pragma unroll
     for (int c = 0; c < cached; ++c) {
       const int i = lane + 32 * c;
-      if (i >= n) continue;
+      if (i >= rows) continue;
       x[i] = cosine * own_x[c] - sine * own_y[c];
       y[i] = sine * own_x[c] + cosine * own_y[c];
     }
 #pragma unroll 1
-    for (int i = lane + 32 * cached; i < n; i += 32) {
+    for (int i = lane + 32 * cached; i < rows; i += 32) {
       const T a = x[i], b = y[i];
       x[i] = cosine * a - sine * b;
       y[i] = sine * a + cosine * b;
@@ -124,7 +124,8 @@ struct JacobiColumns {
     for (int j = threadIdx.x / 32; j < n; j += blockDim.x / 32) {
       double sum = 0;
 #pragma unroll 1
-      for (int i = lane; i < n; i += 32) sum += double(columns[j * n + i]) * double(columns[j * n + i]);
+      for (int i = lane; i < rows; i += 32)
+        sum += double(columns[j * rows + i]) * double(columns[j * rows + i]);
       sum = warp_sum(sum);
       if (lane == 0) {
         squares[j] = T(sum);
@@ -155,7 +156,7 @@ __device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory, T* elsewh
   TK_SHARED(int, rank);
   const int n = p.size;
   const double trace = *p.trace;
-  const JacobiColumns<T> a(memory, elsewhere, n);
+  const JacobiColumns<T> a(memory, elsewhere, n, n);
   a.load(p.factor, trace > 0 ? T(1 / sqrt(trace)) : T(1));
   for (int s = 0; s < p.sweeps; ++s) {
     a.sum_squares();

@@ -130,15 +130,21 @@ struct JacobiProblem {
   int32_t min_rank, max_rank;
 };
 
-// Where a truncated core's ranks and relative error go: error = sqrt(Σ squares / trace), 0 where the trace is
-// 0, NaN where the flag is set.
-struct ErrorProblem {
+// A truncated core's ranks and relative error: error = sqrt(Σ squares / trace), 0 where the trace is 0, NaN
+// where the flag is set. A rank that exceeds the product of the others is cut to it, with core and
+// projection.
+template <class T>
+struct FinishProblem {
   const double* squares;
   const double* trace;
   const int32_t* flag;
   double* error;
   int64_t* ranks;        // the row of the output
   const int64_t* found;  // one rank per mode, −1 where the mode keeps `size`
+  T* core;
+  T* projections[8];  // null: not cut
+  double* work;       // null where no rank can be too large, else (rows + size + 3) columns doubles for the
+                      // worst of them: its rank, its size, and the product of the others
   int32_t tiles;
   int32_t modes, width;  // width − modes trailing zeros
   int32_t size[8];
