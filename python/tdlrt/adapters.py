@@ -25,6 +25,9 @@ def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
             parameters are frozen; set `requires_grad` again on those that shall be trained too (a new head, norms).
         ranks, modes, skip, min_features: as in `tuckerize`; `ranks` is where they start.
 
+    With several processes give the bare model to `TDLRT(model, process_group=torch.distributed.group.WORLD)`: where all
+    else is frozen, `DistributedDataParallel` refuses to wrap it.
+
     What gets no adapter is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
     """
     model.requires_grad_(False)

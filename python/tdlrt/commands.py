@@ -83,7 +83,9 @@ def train_command(
         str, option("How a step finds bases and core; see tdlrt.TDLRT.", RANKS, one_of(tuple(INTEGRATORS)))
     ] = DEFAULTS["integrator"],
     epochs: Annotated[int | None, option("Passes over the data.", STEPS, at_least(1), by_data="epochs")] = None,
-    batch_size: Annotated[int | None, option("Images per step.", STEPS, at_least(1), by_data="batch_size")] = None,
+    batch_size: Annotated[
+        int | None, option("Images per step, over all processes.", STEPS, at_least(1), by_data="batch_size")
+    ] = None,
     lr: Annotated[float | None, option("Learning rate.", STEPS, options.positive, by_data="lr")] = None,
     schedule: Annotated[str, option("Of the learning rate.", STEPS, one_of(train.SCHEDULES))] = DEFAULTS["schedule"],
     momentum: Annotated[float, option("Of SGD.", STEPS, options.below_one)] = DEFAULTS["momentum"],
