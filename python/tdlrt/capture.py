@@ -1,32 +1,80 @@
-"""Keeps, for every call of a Tucker layer, its input and the gradient of its output, until the optimiser steps.
+"""Keeps, for every call of a Tucker layer, its input and the gradient of its output.
 
 The one-pass step contracts these pairs with the new bases instead of running the network a second time. A layer called
 several times, or over several micro-batches, contributes one pair per call, and the contributions add up.
+
+Pairs are kept until the optimiser steps ("deferred"), which orthogonalises all layers in one call; or a layer's are
+contracted inside the backward pass as soon as its factors have their gradients, and freed ("inline").
 """
 
 import weakref
 
 import torch
 
+from tdlrt.expansion import NonFiniteError, expand
+
+RETAIN = ("deferred", "inline")
+
 
 class Capture:
-    """The pairs of each layer since `clear()`; lives as long as the optimiser that owns it."""
+    """What is kept of each layer since `clear()`; lives as long as the optimiser that owns it.
 
-    def __init__(self, layers):
-        self._pairs = {layer: [] for layer in layers}
-        for layer in layers:
-            layer.register_forward_hook(_Recorder(weakref.ref(self)), always_call=False)
+    layers: {name: layer}.
+    """
+
+    def __init__(self, layers, inline=False):
+        self._pairs = {layer: [] for layer in layers.values()}
+        self._contracted = {}
+        self._missing = {}
+        own = weakref.ref(self)
+        for name, layer in layers.items():
+            layer.register_forward_hook(_Recorder(own))
+            if inline:
+                for parameter in _trained(layer):
+                    parameter.register_post_accumulate_grad_hook(_Arrival(own, name, layer))
 
     def clear(self):
+        self._contracted.clear()
+        self._missing.clear()
         for pairs in self._pairs.values():
             pairs.clear()
 
     def _keep(self, layer, input, version, grad_output):
         self._pairs[layer].append((input, version, grad_output.detach()))
 
+    def _arrived(self, name, layer, parameter):
+        """Contracts the layer's pairs once every parameter of its weight has its gradient."""
+        if not self._pairs[layer]:
+            return
+        missing = self._missing.setdefault(layer, set(_trained(layer)))
+        missing.discard(parameter)
+        if not missing:
+            del self._missing[layer]
+            self._contract(name, layer)
+
+    def _contract(self, name, layer):
+        if layer in self._contracted:
+            raise RuntimeError(
+                f"{name} was backpropagated through a second time before the step; retain='inline' contracts and frees "
+                "what one backward pass gives, and new bases need the sum of all: use retain='deferred' to accumulate "
+                "gradients"
+            )
+        with torch.no_grad():
+            try:
+                (expansion,) = expand({name: layer})
+            except NonFiniteError:  # found again by the step, which says so or skips
+                return
+            if expansion.grew:
+                self._contracted[layer] = Contracted(expansion, self.pairs(name, layer))
+                self._pairs[layer].clear()
+
     def kept(self, layer):
-        """How many calls of the layer have been kept."""
+        """How many calls of the layer are kept."""
         return len(self._pairs[layer])
+
+    def contracted(self, layer):
+        """The `Contracted` of a layer that the backward pass has dealt with, or None."""
+        return self._contracted.get(layer)
 
     def pairs(self, name, layer):
         """The layer's calls that were backpropagated through, as `Pairs`.
@@ -64,6 +112,14 @@ class Pairs:
             total += self._layer.core_gradient(x, dy, bases, known)
         return total
 
+    def augmented_gradient(self, e):
+        """∇_C̃ L in the bases [U|V]; its known block, ∇_C L, may be left out."""
+        return self.core_gradient(e.bases, e.core.shape)
+
+    def old_gradient(self, e):
+        """∇_C L as the pairs give it."""
+        return self.core_gradient(e.factors)
+
     @property
     def half(self):
         """Whether gradients came from half-precision arithmetic."""
@@ -75,6 +131,47 @@ class Pairs:
         return eps * sum(torch.linalg.vector_norm(x) * torch.linalg.vector_norm(dy) for x, dy in self._pairs)
 
 
+class Contracted:
+    """What `Pairs` would give, computed from them when the backward pass had just ended in this layer."""
+
+    def __init__(self, expansion, pairs):
+        self.expansion, self.half = expansion, pairs.half
+        self._augmented, self._rounding = pairs.augmented_gradient(expansion), pairs.rounding()
+        self._old = expansion.layer.core.grad.clone()  # nothing can have scaled it yet
+
+    def augmented_gradient(self, e):
+        return self._augmented
+
+    def old_gradient(self, e):
+        return self._old
+
+    def rounding(self):
+        return self._rounding
+
+
+def _trained(layer):
+    """The parameters of the layer's weight that get gradients."""
+    return [p for p in (layer.core, *layer.factors) if p is not None and p.requires_grad]
+
+
+def _can_grow(layer):
+    return layer.train_bases and any(
+        f is not None and f.requires_grad and f.shape[1] < f.shape[0] for f in layer.factors
+    )
+
+
+class _Arrival:
+    """Hook of a parameter whose gradient is there."""
+
+    def __init__(self, capture, name, layer):
+        self._capture, self._name, self._layer = capture, name, weakref.ref(layer)
+
+    def __call__(self, parameter):
+        capture, layer = self._capture(), self._layer()
+        if capture is not None and layer is not None:
+            capture._arrived(self._name, layer, parameter)
+
+
 class _Recorder:
     """Forward hook. A copy or pickle of the model carries an inert one, since its optimiser does not come along."""
 
@@ -83,7 +180,7 @@ class _Recorder:
 
     def __call__(self, layer, args, output):
         capture = self._capture and self._capture()
-        if capture is None or not layer.train_bases or not torch.is_grad_enabled() or not output.requires_grad:
+        if capture is None or not _can_grow(layer) or not torch.is_grad_enabled() or not output.requires_grad:
             return
         input, version = args[0].detach(), args[0]._version
         output.register_hook(lambda grad: capture._keep(layer, input, version, grad))

@@ -5,7 +5,7 @@ import logging
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tdlrt.capture import Capture
+from tdlrt.capture import RETAIN, Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
@@ -50,6 +50,9 @@ class TDLRT(torch.optim.Optimizer):
             `skipped_steps`. Either way nothing changes.
         process_group: for a model without a wrapper, the processes of `torch.distributed` over which the step averages
             all gradients, e.g. `torch.distributed.group.WORLD` for adapters, which leave a wrapper nothing to do.
+        retain: of one_pass: inputs and output gradients of all layers are kept until the step ("deferred"), or those of
+            a layer are used and freed inside the backward pass, as soon as its factors have their gradients ("inline":
+            about the memory of training the factors plainly, a little slower; one backward pass per step).
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
@@ -75,11 +78,19 @@ class TDLRT(torch.optim.Optimizer):
         max_grad_norm=None,
         on_nonfinite="raise",
         process_group=None,
+        retain="deferred",
         **base_options,
     ):
         _choice("integrator", integrator, tuple(INTEGRATORS))
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        _choice("retain", retain, RETAIN)
+        if retain == "inline" and (integrator != "one_pass" or isinstance(model, DistributedDataParallel)):
+            what = f"integrator={integrator!r}" if integrator != "one_pass" else "DistributedDataParallel"
+            raise ValueError(
+                f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
+                "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
+            )
         _positive("min_rank", min_rank)
         for name, value in (("basis_every", basis_every), ("rank_every", rank_every)):
             _positive(name, value)
@@ -107,7 +118,7 @@ class TDLRT(torch.optim.Optimizer):
         missing = [n for p, n in self._names.items() if p not in self._group_of()]
         if missing:
             raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
-        self.capture = Capture(self.layers.values()) if integrator in FROM_PAIRS else None
+        self.capture = Capture(self.layers, retain == "inline") if integrator in FROM_PAIRS else None
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.

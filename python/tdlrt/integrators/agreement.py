@@ -68,7 +68,7 @@ class Comparison:
         e = self.expansion
         # What cancellation in the sums over pixels can explain.
         rounding = 64 * self.contraction.rounding()
-        cores = self.contraction.core_gradient(e.factors).flatten(), self.gradients[0].flatten(), rounding
+        cores = self.contraction.old_gradient(e).flatten(), self.gradients[0].flatten(), rounding
         found, known = self.sides[1]
         blocks = torch.cat(found), torch.cat(known), rounding * torch.linalg.vector_norm(e.core)
         fits = [_fit(known, found) for found, known, _ in (cores, blocks)]

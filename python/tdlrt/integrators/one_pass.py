@@ -16,7 +16,7 @@ def one_pass(optimizer, closure):
 
 
 def from_pairs(optimizer, closure, contract):
-    """Evaluates the closure, if any, once; contract(expansion, pairs) gives the new blocks of ∇_C̃ L."""
+    """Evaluates the closure, if any, once; contract(expansion, contraction) gives the new blocks of ∇_C̃ L."""
     loss = None
     if closure is not None:
         with torch.enable_grad():
@@ -26,12 +26,14 @@ def from_pairs(optimizer, closure, contract):
         name: [layer.core.grad, *(f if f is None else f.grad for f in layer.factors)] for name, layer in layers.items()
     }
     optimizer.reducer.average_gradients(layers.values())
-    expansions = expand(layers)
+    done = {name: optimizer.capture.contracted(layer) for name, layer in layers.items()}
+    expanded = {e.name: e for e in expand({name: layer for name, layer in layers.items() if done[name] is None})}
+    expansions = [expanded[name] if done[name] is None else done[name].expansion for name in layers]
     comparisons = []
     for e in expansions:
         if e.grew:
-            pairs = optimizer.capture.pairs(e.name, e.layer)
-            comparisons.append(compare(e, contract(e, pairs), local[e.name], pairs))
+            contraction = done[e.name] or optimizer.capture.pairs(e.name, e.layer)
+            comparisons.append(compare(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
     optimizer.reducer.average([c.gradient for c in comparisons])
     for e in expansions:
@@ -47,6 +49,6 @@ def from_pairs(optimizer, closure, contract):
     return loss, expansions
 
 
-def augmented_gradient(e, pairs):
+def augmented_gradient(e, contraction):
     """∇_C̃ L = G ×_i [U_i|V_i]ᵀ, G the weight gradient; its known block, ∇_C L, may be left out."""
-    return pairs.core_gradient(e.bases, e.core.shape)
+    return contraction.augmented_gradient(e)

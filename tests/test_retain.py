@@ -1,0 +1,136 @@
+"""What is kept between the backward pass and the step: all pairs, or one layer's at a time."""
+
+import copy
+import pickle
+
+import pytest
+import tdlrt
+import torch
+from torch import nn
+
+f64 = torch.float64
+
+
+class Layers(nn.Module):
+    """Every kind of Tucker layer, one of them called twice."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.volume = tdlrt.TuckerConv3d(2, 6, 2, ranks=2, modes="all")
+        self.image = tdlrt.TuckerConv2d(6, 9, 3, padding=1, ranks=(3, 2, 3, 2), modes="all")
+        self.series = tdlrt.TuckerConv1d(9, 8, 3, stride=2, padding="valid", ranks=3)
+        self.twice = tdlrt.TuckerLinear(8, 8, ranks=3)
+        self.folded = tdlrt.TuckerLinear((2, 4), (3, 4), ranks=2)
+        self.full = tdlrt.TuckerLinear(12, 12, ranks=12)  # cannot grow
+        self.last = nn.Linear(12, 4)
+        self.double()
+
+    def forward(self, x):  # (batch, 2, 3, 6, 6)
+        y = torch.tanh(self.volume(x)).mean(2)
+        y = torch.tanh(self.image(y)).mean(3)
+        y = torch.tanh(self.series(y)).mean(2)
+        y = torch.tanh(self.twice(torch.tanh(self.twice(y))))
+        return self.last(torch.relu(self.full(torch.tanh(self.folded(y)))))
+
+
+def batch(seed, size=5):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 2, 3, 6, 6, dtype=f64, generator=generator)
+    return x, torch.randint(0, 4, (size,), generator=generator)
+
+
+def backward(model, data, factor=1.0):
+    (factor * nn.functional.cross_entropy(model(data[0]), data[1])).backward()
+
+
+OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-3, "tol": 0.03}
+
+
+@pytest.mark.parametrize("options", [{}, {"base": "adamw", "momentum": 0.0, "lr": 1e-3}, {"basis_every": 2}], ids=str)
+@pytest.mark.parametrize("factor", [1.0, 64.0])
+def test_inline_equals_deferred(options, factor):
+    """Also where gradients are scaled after the backward pass."""
+    model = Layers()
+    twin = copy.deepcopy(model)
+    pairs = [
+        (m, tdlrt.TDLRT(m, retain=r, **{**OPTIONS, **options})) for m, r in ((model, "deferred"), (twin, "inline"))
+    ]
+    ranks = {str(tdlrt.ranks(model))}
+    for step in range(6):
+        for m, optimizer in pairs:
+            optimizer.zero_grad()
+            backward(m, batch(step), factor)
+            for p in m.parameters():
+                if p.grad is not None:
+                    p.grad.div_(factor)
+            optimizer.step()
+        assert tdlrt.ranks(model) == tdlrt.ranks(twin)
+        ranks.add(str(tdlrt.ranks(model)))
+        for a, b in zip(tdlrt.to_dense(model).parameters(), tdlrt.to_dense(twin).parameters()):
+            assert torch.allclose(a, b, rtol=0, atol=1e-10)
+    assert len(ranks) > 1
+
+
+def test_inline_keeps_no_pair_after_the_backward_pass():
+    kept = {}
+    for retain in ("deferred", "inline"):
+        model = Layers()
+        optimizer = tdlrt.TDLRT(model, retain=retain, **OPTIONS)
+        backward(model, batch(0))
+        kept[retain] = {name: optimizer.capture.kept(layer) for name, layer in optimizer.layers.items()}
+    assert kept["deferred"] == {"volume": 1, "image": 1, "series": 1, "twice": 2, "folded": 1, "full": 0}
+    assert set(kept["inline"].values()) == {0}
+
+
+def test_inline_refuses_a_second_backward_pass_and_goes_on_after_zero_grad():
+    model = Layers()
+    optimizer = tdlrt.TDLRT(model, retain="inline", **OPTIONS)
+    backward(model, batch(0))
+    with pytest.raises(RuntimeError, match=r"second time before the step.*retain='deferred'"):
+        backward(model, batch(1))
+    optimizer.zero_grad()
+    before = model.twice.core.detach().clone()
+    backward(model, batch(2))
+    optimizer.step()
+    assert before.shape != model.twice.core.shape or not torch.equal(before, model.twice.core)
+
+
+def test_inline_refuses_gradients_changed_after_the_backward_pass():
+    model = Layers()
+    optimizer = tdlrt.TDLRT(model, retain="inline", **OPTIONS)
+    backward(model, batch(0))
+    model.image.core.grad.mul_(0.9)
+    with pytest.raises(RuntimeError, match=r"gradients of image .*two_pass"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_inline_changes_nothing_on_non_finite_gradients(value):
+    model = Layers()
+    optimizer = tdlrt.TDLRT(model, retain="inline", on_nonfinite="skip", **OPTIONS)
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = batch(0)
+    x[0, 0, 0, 0, 0] = value
+    backward(model, (x, y))
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    backward(model, batch(0))
+    optimizer.step()
+    assert optimizer.steps == 1
+
+
+def test_inline_hooks_do_not_travel_with_copies_or_outlive_the_optimiser():
+    model = Layers()
+    optimizer = tdlrt.TDLRT(model, retain="inline", **OPTIONS)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        backward(twin, batch(0)), backward(twin, batch(1))
+    del optimizer
+    backward(model, batch(0)), backward(model, batch(1))
+
+
+@pytest.mark.parametrize("integrator", ["parallel", "two_pass", "standard"])
+def test_inline_is_for_one_pass(integrator):
+    with pytest.raises(ValueError, match="retain is 'inline' with integrator="):
+        tdlrt.TDLRT(Layers(), lr=0.1, retain="inline", integrator=integrator)
