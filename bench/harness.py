@@ -11,6 +11,7 @@ times. Import this module before torch; it makes OpenMP threads sleep, not spin,
 
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
@@ -62,6 +63,19 @@ def _sample(call, count, clock):
 def _wait():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def peak_bytes(call):
+    """How far the bytes of live tensors rise above where they were, while `call` runs.
+
+    Counted from the allocations that torch's profiler reports, so the same in every run; working memory inside a
+    kernel of ours is not torch's and is not in it.
+    """
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(live, default=0)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
 """Times a whole training step: TDLRT against dense SGD and against the two-gradient algorithm written literally.
 
-    python bench/training_step.py [--model resnet18] [--batch 32] [--ranks 0.5 0.25 0.125] [--threads 2] [--repeats 5]
+    python bench/training_step.py [--models resnet18 vgg16] [--batch 32] [--ranks 0.5 0.25 0.125] [--threads 2]
 
 CIFAR shapes, channel modes, float32, channels-last, SGD. Ranks are held at the fraction (augmentation, core step and
-truncation all happen; nothing drifts between repeats); the first, cold truncation happens in the warm-up. All
+truncation all happen; nothing drifts between repeats); the first, cold truncations happen in the warm-up. All
 candidates take turns in one process.
+
+"peak MiB" is what parameters, gradients, optimiser state and everything live during a step come to at most.
 """
 
 import argparse
 import copy
 import gc
 import time
+from dataclasses import dataclass
 
 import harness
 import literal
@@ -20,6 +23,7 @@ from tdlrt import models
 from torch import nn
 
 LR = 1e-3
+WARM_UP = 3
 
 
 def batch(size):
@@ -28,82 +32,117 @@ def batch(size):
     return images, torch.randint(0, 10, (size,), generator=generator)
 
 
+@dataclass
+class Step:
+    """One training step of a model with its optimiser."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    data: tuple
+
+    def __call__(self):
+        self.optimizer.zero_grad()
+        loss_of(self.model, self.data).backward()
+        self.optimizer.step()
+
+    def held(self):
+        """Bytes of parameters, buffers, gradients and optimiser state between steps."""
+        parameters = list(self.model.parameters())
+        tensors = [*parameters, *self.model.buffers(), *(p.grad for p in parameters)]
+        tensors += [value for state in self.optimizer.state.values() for value in state.values()]
+        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+
+def loss_of(model, data):
+    return nn.functional.cross_entropy(model(data[0]), data[1])
+
+
 def candidates(dense, fraction, data, literally):
     """{name: a callable that takes one step}."""
-    images, labels = data
 
-    def loss_of(model):
-        return nn.functional.cross_entropy(model(images), labels)
-
-    def stepper(model, optimizer):
-        def step():
-            optimizer.zero_grad()
-            loss_of(model).backward()
-            optimizer.step()
-
-        return step
-
-    def tucker(**options):
+    def factors(path="auto"):
         model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=fraction).to(memory_format=torch.channels_last)
-        return stepper(model, tdlrt.TDLRT(model, lr=LR, momentum=0.9, tol=None, **options))
+        for layer in model.modules():
+            if hasattr(layer, "path"):
+                layer.path = path
+        return model
 
-    plain = copy.deepcopy(dense)
+    def tucker(path="auto", **options):
+        model = factors(path)
+        return Step(model, tdlrt.TDLRT(model, lr=LR, momentum=0.9, tol=None, **options), data)
+
+    def plainly(model):
+        return Step(model, torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9), data)
+
     found = {
-        "dense": stepper(plain, torch.optim.SGD(plain.parameters(), lr=LR, momentum=0.9)),
+        "dense": plainly(copy.deepcopy(dense)),
         "one_pass": tucker(),
+        "one_pass, inline": tucker(retain="inline"),
         "parallel": tucker(integrator="parallel"),
         "basis_every=4": tucker(basis_every=4),
+        "one_pass, reconstruct": tucker(path="reconstruct"),
+        "plain factors": plainly(factors()),
     }
-    factors = tdlrt.tuckerize(copy.deepcopy(dense), ranks=fraction).to(memory_format=torch.channels_last)
-    found["plain factors"] = stepper(factors, torch.optim.SGD(factors.parameters(), lr=LR, momentum=0.9))
     if literally:
         model = literal.literal(copy.deepcopy(dense), fraction)
-        found["literal"] = lambda: literal.step(model, loss_of, LR)
+        found["literal"] = lambda: literal.step(model, lambda net: loss_of(net, data), LR)
     return found
+
+
+def measure(name, dense, fraction, options, clock):
+    """The table's rows for one model and rank."""
+    found = candidates(dense, fraction, batch(options.batch), not options.no_literal)
+    peaks = {}
+    for kind, step in found.items():
+        for _ in range(WARM_UP):
+            step()
+        if isinstance(step, Step):
+            peaks[kind] = (step.held() + harness.peak_bytes(step)) / 2**20
+    # basis_every=4 alternates: its median would be a core-only step, so a sample is four steps.
+    four = found.pop("basis_every=4")
+    found["basis_every=4"] = lambda: [four() for _ in range(4)]
+    times = harness.compare(found, repeats=options.repeats, clock=clock)
+    times["basis_every=4"] /= 4
+    return [
+        {
+            "model": name,
+            "rank": f"{fraction} n",
+            "step": kind,
+            "ms": 1e3 * seconds,
+            "x dense": seconds / times["dense"],
+            "literal / it": times["literal"] / seconds if "literal" in times else None,
+            "peak MiB": peaks.get(kind),
+        }
+        for kind, seconds in times.items()
+    ]
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="resnet18", choices=("resnet18", "vgg16"))
+    parser.add_argument("--models", nargs="+", default=["resnet18"], choices=("resnet18", "vgg16"))
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--ranks", type=float, nargs="+", default=[0.5, 0.25, 0.125])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-literal", action="store_true")
     parser.add_argument("--cpu-time", action="store_true", help="with --threads 1 on a busy machine: process time")
-    parser.add_argument("--save", action="store_true", help="write bench/results/training_step.json")
+    parser.add_argument("--save", action="store_true", help="write bench/results/training_step_MODEL.json")
     options = parser.parse_args(arguments)
 
     if options.cpu_time and options.threads != 1:
         parser.error("--cpu-time adds up threads; it needs --threads 1")
     clock = time.process_time if options.cpu_time else time.perf_counter
-    torch.manual_seed(0)
-    dense = models.build(options.model, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
-    rows = []
     with harness.threads(options.threads):
-        for fraction in options.ranks:
-            found = candidates(dense, fraction, batch(options.batch), not options.no_literal)
-            # basis_every=4 alternates: its median would be a core-only step, so a sample is four steps.
-            four = found.pop("basis_every=4")
-            found["basis_every=4"] = lambda four=four: [four() for _ in range(4)]
-            times = harness.compare(found, repeats=options.repeats, clock=clock)
-            times["basis_every=4"] /= 4
-            for name, seconds in times.items():
-                rows.append(
-                    {
-                        "model": options.model,
-                        "rank": f"{fraction} n",
-                        "step": name,
-                        "ms": 1e3 * seconds,
-                        "x dense": seconds / times["dense"],
-                        "literal / it": times["literal"] / seconds if "literal" in times else None,
-                    }
-                )
-            del found
-            gc.collect()
-    harness.print_table(rows, title=f"{options.model}, batch {options.batch}, {options.threads} threads")
-    if options.save:
-        harness.save(f"training_step_{options.model}", rows, batch=options.batch, threads=options.threads)
+        for name in options.models:
+            torch.manual_seed(0)
+            dense = models.build(name, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
+            rows = []
+            for fraction in options.ranks:
+                rows += measure(name, dense, fraction, options, clock)
+                gc.collect()
+            harness.print_table(rows, title=f"{name}, batch {options.batch}, {options.threads} threads")
+            if options.save:
+                harness.save(f"training_step_{name}", rows, batch=options.batch)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from tdlrt.capture import RETAIN, Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
-from tdlrt.reduction import clip_gradients, local, reducer_for
+from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import refuse_shared, tucker_layers
 
 log = logging.getLogger("tdlrt")
@@ -85,12 +85,6 @@ class TDLRT(torch.optim.Optimizer):
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
         _choice("retain", retain, RETAIN)
-        if retain == "inline" and (integrator != "one_pass" or isinstance(model, DistributedDataParallel)):
-            what = f"integrator={integrator!r}" if integrator != "one_pass" else "DistributedDataParallel"
-            raise ValueError(
-                f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
-                "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
-            )
         _positive("min_rank", min_rank)
         for name, value in (("basis_every", basis_every), ("rank_every", rank_every)):
             _positive(name, value)
@@ -111,6 +105,12 @@ class TDLRT(torch.optim.Optimizer):
         refuse_shared(inner, self.layers)
         _check_dtypes(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)
+        if retain == "inline" and (integrator != "one_pass" or not isinstance(self.reducer, LocalReducer)):
+            what = f"integrator={integrator!r}" if integrator != "one_pass" else "several processes"
+            raise ValueError(
+                f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
+                "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
+            )
         self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
@@ -118,7 +118,7 @@ class TDLRT(torch.optim.Optimizer):
         missing = [n for p, n in self._names.items() if p not in self._group_of()]
         if missing:
             raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
-        self.capture = Capture(self.layers, retain == "inline") if integrator in FROM_PAIRS else None
+        self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, retain == "inline")
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
@@ -151,8 +151,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none=True):
         super().zero_grad(set_to_none)
-        if self.capture is not None:
-            self.capture.clear()
+        self.capture.clear()
 
     def step(self, closure=None):
         """One step. Returns the closure's loss, or None.
@@ -173,8 +172,7 @@ class TDLRT(torch.optim.Optimizer):
             self._update(expansions)
             self.param_groups[0]["steps"] += 1
             self._choose_kind_of_step()
-            if self.capture is not None:
-                self.capture.clear()
+            self.capture.clear()
         return loss
 
     def _integrate(self, closure):

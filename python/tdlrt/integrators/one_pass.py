@@ -12,11 +12,14 @@ from tdlrt.integrators.checks import refuse_nonfinite
 
 
 def one_pass(optimizer, closure):
-    return from_pairs(optimizer, closure, augmented_gradient)
+    return from_pairs(optimizer, closure, augmented_gradient, keep=False)
 
 
-def from_pairs(optimizer, closure, contract):
-    """Evaluates the closure, if any, once; contract(expansion, contraction) gives the new blocks of ∇_C̃ L."""
+def from_pairs(optimizer, closure, contract, keep):
+    """Evaluates the closure, if any, once; contract(expansion, contraction) gives the new blocks of ∇_C̃ L.
+
+    keep: whether the pairs are needed afterwards.
+    """
     loss = None
     if closure is not None:
         with torch.enable_grad():
@@ -26,6 +29,25 @@ def from_pairs(optimizer, closure, contract):
         name: [layer.core.grad, *(f if f is None else f.grad for f in layer.factors)] for name, layer in layers.items()
     }
     optimizer.reducer.average_gradients(layers.values())
+    expansions, augmented = _contracted(optimizer, layers, local, contract)
+    if not keep:
+        optimizer.capture.clear()
+    optimizer.reducer.average([gradient for _, gradient in augmented])
+    for e in expansions:
+        e.core_gradient = e.layer.core.grad
+    for e, gradient in augmented:
+        e.core_gradient = gradient
+    refuse_nonfinite(
+        [(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients(), optimizer.reducer
+    )
+    for e in expansions:
+        e.enter(optimizer.state)
+        e.layer.core.grad = e.core_gradient
+    return loss, expansions
+
+
+def _contracted(optimizer, layers, local, contract):
+    """The expansions of all layers, and [(expansion, ∇_C̃ L of this process)] of those that grew."""
     done = {name: optimizer.capture.contracted(layer) for name, layer in layers.items()}
     expanded = {e.name: e for e in expand({name: layer for name, layer in layers.items() if done[name] is None})}
     expansions = [expanded[name] if done[name] is None else done[name].expansion for name in layers]
@@ -35,18 +57,7 @@ def from_pairs(optimizer, closure, contract):
             contraction = done[e.name] or optimizer.capture.pairs(e.name, e.layer)
             comparisons.append(compare(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
-    optimizer.reducer.average([c.gradient for c in comparisons])
-    for e in expansions:
-        e.core_gradient = e.layer.core.grad
-    for c in comparisons:
-        c.expansion.core_gradient = c.gradient
-    refuse_nonfinite(
-        [(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients(), optimizer.reducer
-    )
-    for e in expansions:
-        e.enter(optimizer.state)
-        e.layer.core.grad = e.core_gradient
-    return loss, expansions
+    return expansions, [(c.expansion, c.gradient) for c in comparisons]
 
 
 def augmented_gradient(e, contraction):

@@ -12,7 +12,7 @@ from tdlrt.integrators.one_pass import augmented_gradient, from_pairs
 
 
 def parallel(optimizer, closure):
-    return from_pairs(optimizer, closure, one_mode_blocks)
+    return from_pairs(optimizer, closure, one_mode_blocks, keep=True)
 
 
 def one_mode_blocks(e, pairs):
