@@ -83,6 +83,13 @@ PYBIND11_MODULE(_C, m) {
         "tangent_basis");
   });
 
+  m.def("rotate_bases_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
+    py::gil_scoped_release release;
+    check(tk_rotate_bases_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_rotation_problem>(problems),
+                              count, threads),
+          "rotate_bases");
+  });
+
   m.def("batched_qr_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
     py::gil_scoped_release release;
     check(tk_batched_qr_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_qr_problem>(problems), count,

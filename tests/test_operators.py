@@ -114,6 +114,10 @@ SAMPLES = {
         ([rand(3, 4, 2), rand(5, 5)], [1, 1, 0, 1, 1], [0.1, 0.2], [1] * 5, [3, 4, 2, 5, 5], False),
         ([rand(3, 4, 2, 2, last=True)], [1, 1, 1, 1], [-1.0], [2, 2, 1, 1], [2, 2, 1, 1], True),
     ],
+    "rotate_bases": lambda: [
+        ([orthonormal(8, 5), orthonormal(6, 3)], [orthonormal(5, 5)[:, :2], orthonormal(3, 3)]),
+        ([orthonormal(8, 4), rand(4, 7).T], [rand(2, 4).T, rand(4, 0)]),
+    ],
     "batched_qr": lambda: [([rand(5, 3), rand(2, 4), rand(4, 4).T],)],
     "batched_svd": lambda: [([rand(5, 3), rand(2, 4), rand(4, 4).T],)],
 }

@@ -298,6 +298,20 @@ CASES = [
         ValueError,
         "tolerance_mode is 'local'; allowed are 'global', 'per_mode'",
     ),
+    # rotate_bases
+    (lambda: tk.rotate_bases(m(5, 3), [m(3, 2)]), TypeError, "bases must be a list of matrices, got Tensor"),
+    (lambda: tk.rotate_bases([], []), ValueError, "bases is empty; at least one matrix is needed"),
+    (lambda: tk.rotate_bases([m(5, 3)], [m(3, 2)] * 2), ValueError, "rotations has 2 entries, but bases has 1"),
+    (
+        lambda: tk.rotate_bases([m(5, 3)], [m(4, 2)]),
+        ValueError,
+        "rotations[0] has 4 rows, but bases[0] has 3 columns",
+    ),
+    (
+        lambda: tk.rotate_bases([m(5, 3)], [m(3, 2, **DOUBLE)]),
+        TypeError,
+        "rotations[0] has dtype torch.float64, but bases[0] has torch.float32",
+    ),
     # batched_qr, batched_svd
     *(
         case

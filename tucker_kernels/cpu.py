@@ -139,6 +139,22 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
 
 
 @implements("cpu")
+def rotate_bases(bases, rotations):
+    bases = [b.contiguous() for b in bases]
+    # Leading columns of a larger matrix are read where they are.
+    rotations = [
+        p if p.shape[1] < 2 or (p.stride(1) == 1 and p.stride(0) >= p.shape[1]) else p.contiguous() for p in rotations
+    ]
+    rotated = [b.new_empty(b.shape[0], p.shape[1]) for b, p in zip(bases, rotations)]
+    table = []
+    for b, p, u in zip(bases, rotations, rotated):
+        row = max(p.stride(0), p.shape[1])
+        table += (b.data_ptr(), p.data_ptr(), u.data_ptr(), *b.shape, p.shape[1], row)
+    _run(_C.rotate_bases_cpu, bases, table)
+    return rotated
+
+
+@implements("cpu")
 def batched_qr(matrices):
     matrices = [a.contiguous() for a in matrices]
     qs = [a.new_empty(a.shape[0], min(a.shape)) for a in matrices]

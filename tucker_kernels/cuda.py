@@ -137,6 +137,16 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
 
 
 @implements("cuda")
+def rotate_bases(bases, rotations):
+    """A product kernel three times per basis: the launches grow with the list, unlike those of the other operators."""
+    found = []
+    for basis, rotation in zip(bases, rotations):
+        q = mode_dot(basis, rotation, 1, True)
+        found.append(1.5 * q - 0.5 * mode_dot(q, cross_gram(q, q, 1), 1, True))
+    return found
+
+
+@implements("cuda")
 def batched_qr(matrices):
     if _too_large("batched_qr", [min(a.shape) for a in matrices]):
         return reference.batched_qr(matrices)

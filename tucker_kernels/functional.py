@@ -493,6 +493,32 @@ def _bounds(name, value, cores):
     return rows
 
 
+def rotate_bases(bases, rotations):
+    """Bases in new coordinates, orthonormal to rounding however often it is done, for all layers and modes in one call.
+
+    Args:
+        bases: list of B (n, a) with orthonormal columns, float32 or float64.
+        rotations: list of P (a, r) with orthonormal columns, same length, dtype and device; leading columns of a larger
+            matrix (`projection[:, :r]`) are not copied.
+
+    Returns: list of Q (3I − QᵀQ) / 2 (n, r) with Q = B P. A Q that is orthonormal to ε comes out orthonormal to ¾ε² and
+    rounding. Not differentiable.
+
+    Source: one Newton step for the polar factor; Björck & Bowie, "An iterative algorithm for computing the best
+    estimate of an orthogonal matrix", 1971.
+    """
+    validation.matrices("bases", bases)
+    validation.matrices("rotations", rotations)
+    if len(bases) != len(rotations):
+        raise ValueError(f"rotations has {len(rotations)} entries, but bases has {len(bases)}")
+    validation.tensor("rotations[0]", rotations[0], like=("bases[0]", bases[0]))
+    for i, (B, P) in enumerate(zip(bases, rotations)):
+        if P.shape[0] != B.shape[1]:
+            raise ValueError(f"rotations[{i}] has {P.shape[0]} rows, but bases[{i}] has {B.shape[1]} columns")
+    with torch.no_grad():
+        return ops.rotate_bases(list(bases), list(rotations))
+
+
 def batched_qr(matrices):
     """Reduced QR of a list of matrices of different sizes in one call.
 

@@ -139,6 +139,13 @@ _define(
 )
 
 
+def _fake_rotate_bases(bases, rotations):
+    return [b.new_empty(b.shape[0], p.shape[1]) for b, p in zip(bases, rotations)]
+
+
+_define("rotate_bases(Tensor[] bases, Tensor[] rotations) -> Tensor[]", _fake_rotate_bases, _first_of_list)
+
+
 def _fake_qr(matrices):
     inner = [min(a.shape) for a in matrices]
     return (

@@ -1,7 +1,7 @@
 """The specification: every operator in plain torch, written to be read.
 
 All other back ends are tested against this one in float64. Nothing here is tuned, and nothing here calls a
-compiled kernel. Where an operator works in rank space (`tangent_basis`, `hosvd_truncate`, `batched_qr`,
+compiled kernel. Where an operator works in rank space (`tangent_basis`, `hosvd_truncate`, `rotate_bases`, `batched_qr`,
 `batched_svd`) it computes in float64 and rounds the results to the input's dtype.
 """
 
@@ -325,6 +325,16 @@ def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
 
 def _eye(n, m, like):
     return torch.eye(n, m, dtype=like.dtype, device=like.device)
+
+
+@implements("reference")
+def rotate_bases(bases, rotations):
+    """Q = B P, then one Newton step towards the nearest orthonormal matrix, Q (3I − QᵀQ) / 2 (Björck & Bowie 1971)."""
+    rotated = []
+    for B, P in zip(bases, rotations):
+        Q = B.double() @ P.double()
+        rotated.append((1.5 * Q - 0.5 * Q @ (Q.T @ Q)).to(B.dtype))
+    return rotated
 
 
 @implements("reference")

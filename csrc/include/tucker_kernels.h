@@ -105,6 +105,17 @@ typedef struct {
 TK_API tk_status tk_tangent_basis_cpu(tk_dtype dtype, const tk_tangent_basis_problem* problems, int64_t count,
                                       int64_t* counts, int threads);
 
+/* rotated (n×rank) = Q (3I - QᵀQ) / 2 with Q = basis (n×size) rotation (size×rank, rows rotation_row apart).
+ */
+typedef struct {
+  const void *basis, *rotation;
+  void* rotated;
+  int64_t n, size, rank, rotation_row;
+} tk_rotation_problem;
+
+TK_API tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotation_problem* problems, int64_t count,
+                                     int threads);
+
 /* matrix (m×n) = q (m×k) r (k×n), k = min(m, n), r with a non-negative diagonal. */
 typedef struct {
   const void* matrix;

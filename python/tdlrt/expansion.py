@@ -6,7 +6,7 @@ import torch
 
 import tucker_kernels as tk
 from tdlrt.layers import TuckerLayer
-from tdlrt.transport import corner, pad, pad_state, polish, project_state
+from tdlrt.transport import corner, pad, pad_state, project_state
 
 
 class NonFiniteError(FloatingPointError):
@@ -69,13 +69,13 @@ class Expansion:
         else:
             optimizer_state.pop(self.layer.core, None)
 
-    def truncate(self, optimizer_state, core, projections, ranks):
-        """Moves layer and state from the augmented point to the truncated one."""
-        P = [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, ranks)]
+    def truncate(self, optimizer_state, core, projections, bases):
+        """Moves layer and state from the augmented point to the truncated one: its core, projections (each cut to its
+        rank, or None) and rotated bases."""
         own = self.layer.core
         if optimizer_state.get(own):
-            optimizer_state[own] = project_state(optimizer_state[own], own.shape, P)
-        bases = [b if p is None else polish(b @ p) for b, p in zip(self.bases, P)]
+            optimizer_state[own] = project_state(optimizer_state[own], own.shape, projections)
+        ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, projections)]
         self.layer.assign(core[corner(ranks)].contiguous(), bases)
 
 
@@ -142,13 +142,18 @@ def truncate(rules, optimizer_state):
             tolerance_mode=mode,
             **arguments,
         )
+        found = []
         for e, core, P, r, err in zip(members, cores, projections, ranks.tolist(), error.tolist()):
             if err != err:
                 e.leave(optimizer_state)
                 broken.append(e.name)
                 continue
             errors[e.name] = err
-            e.truncate(optimizer_state, core, P, r[: core.ndim])
+            found.append((e, core, [None if p is None else p[:, :k] for p, k in zip(P, r)]))
+        pairs = [(b, p) for e, _, P in found for b, p in zip(e.bases, P) if p is not None]
+        rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))) if pairs else ())
+        for e, core, P in found:
+            e.truncate(optimizer_state, core, P, [b if p is None else next(rotated) for b, p in zip(e.bases, P)])
     if broken:
         raise NonFiniteError(f"the update made the core of {', '.join(broken)} NaN or Inf; those layers were put back")
     return errors

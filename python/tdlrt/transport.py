@@ -62,9 +62,3 @@ def project_state(state, shape, projections):
         return tk.multi_mode_dot(tensor, [None if p is None else p * p for p in projections], transpose=True)
 
     return map_state(state, shape, linear, squared)
-
-
-def polish(factor):
-    """One Newton step towards the nearest orthonormal matrix, U (3I − UᵀU) / 2; removes the drift of rounding."""
-    gram = factor.T @ factor
-    return torch.addmm(factor, factor, gram, beta=1.5, alpha=-0.5)
