@@ -10,6 +10,8 @@ import pytest
 import torch
 from tdlrt import checkpoint, cli, models
 
+import tucker_kernels
+
 QUICK = ["--epochs", "1", "--batch-size", "256", "--rank", "12", "--threads", "1"]
 
 
@@ -67,6 +69,20 @@ def test_help_shows_every_default(capsys):
     assert words.count("[default:") + words.count("\\[default:") >= 15
 
 
+def test_without_a_command_there_is_help_and_no_error(capsys):
+    status, out, err = run(capsys)
+    assert status == 2
+    assert "compress" in out + err
+    assert "tdlrt: " not in err
+    _, out, _ = run(capsys, "compress", "--help")
+    assert out.count("<bool>") <= 1  # of typer's own --help
+    assert "[default: none] [required]" not in " ".join(out.split())
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, tucker_kernels.__version__ + "\n", "")
+
+
 def test_a_finished_run_is_not_overwritten(capsys, trained):
     folder, _ = trained
     before = (folder / "checkpoint.pt").read_bytes()
@@ -116,6 +132,8 @@ def test_export_runs_without_tdlrt(capsys, trained):
 
 def test_compress_a_dense_run(capsys):
     assert run(capsys, "train", *QUICK, "--epochs", "3", "--dense", "--out", "dense", "--quiet")[0] == 0
+    assert "larger --tol than 0.3" in run(capsys, "compress", "dense", "--out", "large")[1]
+    assert "It became larger" not in run(capsys, "compress", "dense", "--out", "tiny", "--rank", "4")[1]
     status, out, _ = run(capsys, "compress", "dense", "--out", "small", "--tol", "0.5", "--epochs", "4")
     assert status == 0
     assert "before" in out

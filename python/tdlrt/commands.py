@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import tucker_kernels
 from tdlrt import checkpoint, display, export, models, options, processes, train
 from tdlrt import data as datasets
 from tdlrt.integrators import INTEGRATORS
@@ -27,13 +28,7 @@ FAILURES = (
 )
 INTERRUPTED = 130
 
-app = typer.Typer(
-    help="Train networks whose weights are in Tucker form by rank-adaptive, geometry-aware steps (TDLRT).",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console()
 
 CheckpointArgument = Annotated[
@@ -47,6 +42,18 @@ ModesOption = Annotated[
     option("Modes of a convolution that get a factor: the channels, or all (the window too).", RANKS, one_of(MODES)),
 ]
 OverwriteOption = Annotated[bool, option("Replace what is there.", RUN, name="--overwrite")]
+VersionOption = Annotated[bool, option("Print the version and exit.", None, name="--version")]
+
+
+@app.callback(invoke_without_command=True)
+def tdlrt(context: typer.Context, version: VersionOption = False):
+    """Train networks whose weights are in Tucker form by rank-adaptive, geometry-aware steps (TDLRT)."""
+    if version:
+        typer.echo(tucker_kernels.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 # ---- train -----------------------------------------------------------------------------------------------
@@ -151,10 +158,9 @@ def _config(given, data):
 
 
 def _load(name, folder):
-    try:
-        return datasets.load(name, folder)
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}.", param_hint="--data-dir") from error
+    if folder is None and name != "digits":
+        raise typer.BadParameter(f"it must name the folder that {name} is in.", param_hint="--data-dir")
+    return datasets.load(name, folder)
 
 
 def _checked(make, *arguments):
@@ -247,10 +253,12 @@ def _report(run):
     summary = run.summary()
     if run.layers:
         console.print(display.layer_table(display.describe(run.model), title=None))
-    console.print(
-        f"test accuracy [bold]{display.percent(summary['test_accuracy'])}[/]  "
+    sizes = (
         f"compression [bold]{display.percent(summary['compression'])}[/] of the factorised weights, "
         f"{display.percent(summary['network_compression'])} of the network  "
+    )
+    console.print(
+        f"test accuracy [bold]{display.percent(summary['test_accuracy'])}[/]  {sizes if run.layers else ''}"
         f"{1000 * summary['seconds_per_step']:.1f} ms per step",
         highlight=False,
     )
@@ -265,7 +273,7 @@ def _report(run):
 @app.command()
 def compress(
     file: CheckpointArgument,
-    out: Annotated[Path, option("Folder for the new run.", RUN, metavar="DIR", default="none")],
+    out: Annotated[Path, option("Folder for the new run.", RUN, metavar="DIR")],
     tol: Annotated[
         float | None, option("Relative error of each weight.", RANKS, options.below_one, default=0.3)
     ] = None,
@@ -287,8 +295,7 @@ def compress(
 ):
     """Factorise a network trained with --dense, and measure it before and after.
 
-    Writes a run into --out that `tdlrt info` and `tdlrt export` read, and that `tdlrt train --resume` fine-tunes at the
-    ranks found.
+    Writes a run into --out; `tdlrt train --resume` fine-tunes it at the ranks found.
     """
     if tol is not None and rank is not None:
         raise typer.BadParameter("cannot be combined with --tol.", param_hint="--rank")
@@ -303,6 +310,9 @@ def compress(
             tol = 0.3
         run, before, after = train.compress(contents, dataset, out, tol, rank, modes, epochs)
     console.print(display.layer_table(display.describe(run.model), title=None))
+    if run.sizes()["compression"] < 0:
+        advice = f"a larger --tol than {tol}" if rank is None else "a smaller --rank"
+        console.print(f"It became larger than the dense network: take {advice}.", style="bold", highlight=False)
     console.print(
         f"test accuracy {display.percent(before)} before, [bold]{display.percent(after)}[/] after\n"
         f"Fine-tune with: tdlrt train --resume --out {shlex.quote(str(out))}",
@@ -314,7 +324,7 @@ def compress(
 @app.command()
 def info(
     file: CheckpointArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", metavar="")] = False,
 ):
     """Print layers, shapes, ranks, parameters and compression of a checkpoint."""
     contents = checkpoint.load(file)

@@ -102,6 +102,8 @@ class TDLRT(torch.optim.Optimizer):
         self.layers = tucker_layers(inner)
         self._names = {p: n for n, p in inner.named_parameters()}
         self._layer_tol = _layer_tolerances(tol, self.layers)
+        if not self.layers:
+            log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
         refuse_shared(inner, self.layers)
         _check_dtypes(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)

@@ -20,6 +20,8 @@ def option(help, panel, parser=None, metavar=None, name=None, default=None, by_d
     if parser is None and metavar is not None:
         own["metavar"] = metavar
     names = [] if name is None else [name]
+    if parser is None and metavar is None:
+        own["metavar"] = ""  # a switch
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default is None, **own)
 
 
