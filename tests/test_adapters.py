@@ -152,6 +152,10 @@ def test_what_gets_an_adapter_and_what_is_counted(caplog):
     assert [d.name for d in tdlrt.plan(model, min_features=0)] == ["0", "7"], "an adapter is not adapted again"
     assert torch.equal(model[3].weight, model[3].base.weight)
     assert tdlrt.adapt(nn.Linear(9, 9)).bias.shape == (9,)
+    untouched = network()
+    with pytest.raises(ValueError, match="ranks is 0"):
+        tdlrt.adapt(untouched, ranks=0)
+    assert all(p.requires_grad for p in untouched.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -127,6 +127,16 @@ def test_skip_min_features_and_dicts():
         tdlrt.tuckerize(net(), skip="2")
     with pytest.raises(ValueError, match="either ranks or tol"):
         tdlrt.tuckerize(net(), ranks=2, tol=0.1)
+    with pytest.raises(ValueError, match=r"tol is 2; allowed are numbers from 0 to below 1"):
+        tdlrt.tuckerize(net(), tol=2)
+    with pytest.raises(TypeError, match="got generator"):
+        tdlrt.tuckerize(net().parameters())
+
+
+def test_a_model_without_eligible_layers_is_returned_with_a_warning(caplog):
+    model = nn.Sequential(nn.ReLU(), nn.Linear(3, 3))
+    assert tdlrt.tuckerize(model) is model
+    assert any("no layer is eligible" in message for message in caplog.messages)
 
 
 def test_a_single_layer_and_a_layer_used_twice():

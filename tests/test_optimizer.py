@@ -449,6 +449,8 @@ def test_missing_parameters_dtypes_and_closures():
         tdlrt.TDLRT(model, lr=0.1, params=[p for n, p in model.named_parameters() if not n.startswith("6")])
     with pytest.raises(TypeError, match="bfloat16"):
         tdlrt.TDLRT(network().bfloat16(), lr=0.1)
+    with pytest.raises(TypeError, match="got generator; TDLRT takes the model, not its parameters"):
+        tdlrt.TDLRT(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="closure is None"):
         tdlrt.TDLRT(model, lr=0.1, integrator="two_pass").step()
     with pytest.raises(RuntimeError, match="none of its calls was seen"):

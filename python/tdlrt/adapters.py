@@ -30,7 +30,6 @@ def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
 
     What gets no adapter is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
     """
-    model.requires_grad_(False)
 
     def adapter(layer, ranks):
         dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
@@ -39,7 +38,11 @@ def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
             torch.nn.init.zeros_(own.core)
         return TuckerAdapter(layer, delta)
 
-    return prepare_ddp(replace_eligible(model, adapter, ranks, skip, min_features))
+    model = replace_eligible(model, adapter, ranks, skip, min_features)
+    deltas = {p for m in model.modules() if isinstance(m, TuckerAdapter) for p in m.delta.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in deltas)
+    return prepare_ddp(model)
 
 
 def merge(model):

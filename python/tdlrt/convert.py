@@ -44,6 +44,8 @@ def plan(model, skip=(), min_features=8):
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     decisions, blocked, owners = [], [], {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
@@ -127,6 +129,8 @@ def replace_eligible(model, make, ranks, skip, min_features):
             log.info("left dense: %s (%s)", name or "the model itself", reason)
         elif layer not in replaced:
             replaced[layer] = make(layer, _for_name(ranks, name) if isinstance(ranks, dict) else ranks)
+    if not replaced:
+        log.warning("no layer is eligible, so the model stays as it is; tdlrt.plan(model) lists the reasons")
     return replace_modules(model, replaced)
 
 

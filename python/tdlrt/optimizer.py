@@ -81,6 +81,9 @@ class TDLRT(torch.optim.Optimizer):
         retain="deferred",
         **base_options,
     ):
+        if not isinstance(model, torch.nn.Module):
+            kind = type(model).__name__
+            raise TypeError(f"model must be a torch.nn.Module, got {kind}; TDLRT takes the model, not its parameters")
         _choice("integrator", integrator, tuple(INTEGRATORS))
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)

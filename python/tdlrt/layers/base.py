@@ -134,6 +134,8 @@ class TuckerLayer(nn.Module):
         if tol is None:
             bounds = {"ranks": mode_ranks(ranks, weight.shape, modes)}
         else:
+            if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 <= tol < 1:
+                raise ValueError(f"tol is {tol!r}; allowed are numbers from 0 to below 1")
             bounds = {"tol": tol}
         work = weight.detach()
         if work.dtype not in (torch.float32, torch.float64):
