@@ -1,11 +1,13 @@
 """One layer on its way through a step: old point, augmented bases and core, and back to the truncated ones."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
 import tucker_kernels as tk
 from tdlrt.layers import TuckerLayer
+from tdlrt.rank_choice import Spectrum, slice_squares
 from tdlrt.transport import corner, pad, pad_state, project_state
 
 
@@ -124,8 +126,10 @@ def _by_dtype(tensors):
     return groups.values()
 
 
-def truncate(rules, optimizer_state):
+def truncate(rules, optimizer_state, choose=None):
     """HOSVD of all augmented cores in one call per dtype; rules: [(expansion, hosvd_truncate's arguments for it)].
+
+    choose: replaces `hosvd_truncate`'s choice of adaptive ranks, see `RankChoice`.
 
     Returns the relative truncation error per layer name. Raises `NonFiniteError` for a core that the update made
     non-finite, after that layer was put back.
@@ -136,6 +140,10 @@ def truncate(rules, optimizer_state):
         kinds = [rule for _, rule in group]
         arguments = {key: [rule[key] for rule in kinds] for key in kinds[0]}
         mode = arguments.pop("tolerance_mode")[0]
+        chosen = choose is not None and "tol" in arguments
+        if chosen:  # rotates each core to HOSVD form, whole
+            everything = [[min(*pair) for pair in zip(e.shape, rule["max_rank"])] for e, rule in group]
+            arguments = {"tol": 0.0, "min_rank": everything, "max_rank": everything}
         cores, projections, ranks, error = tk.hosvd_truncate(
             [e.layer.core.data for e in members],
             modes=[e.layer.modes for e in members],
@@ -143,7 +151,10 @@ def truncate(rules, optimizer_state):
             **arguments,
         )
         found = []
-        for e, core, P, r, err in zip(members, cores, projections, ranks.tolist(), error.tolist()):
+        ranks, error = ranks.tolist(), error.tolist()
+        if chosen:
+            ranks, error = _choose(choose, group, cores, ranks, error)
+        for e, core, P, r, err in zip(members, cores, projections, ranks, error):
             if err != err:
                 e.leave(optimizer_state)
                 broken.append(e.name)
@@ -157,6 +168,26 @@ def truncate(rules, optimizer_state):
     if broken:
         raise NonFiniteError(f"the update made the core of {', '.join(broken)} NaN or Inf; those layers were put back")
     return errors
+
+
+def _choose(choose, group, cores, ranks, error):
+    """Ranks and errors by `choose`, for cores in HOSVD form that were cut to `ranks` with `error`."""
+    ranks = [tuple(r[: core.ndim]) for r, core in zip(ranks, cores)]
+    finite = [k for k, err in enumerate(error) if err == err]
+    if not finite:
+        return ranks, error
+    squares = slice_squares([cores[k][corner(ranks[k])] for k in finite])
+    spectra = [
+        Spectrum(group[k][0].layer, own, group[k][1]["min_rank"], ranks[k], group[k][1]["tol"])
+        for k, own in zip(finite, squares)
+    ]
+    chosen = choose(spectra)
+    kept = torch.stack([torch.linalg.vector_norm(cores[k][corner(r)].double()) for k, r in zip(finite, chosen)]) ** 2
+    for k, r, own, part in zip(finite, chosen, squares, kept.tolist()):
+        before = sum(own[0])
+        left = (1 - error[k] ** 2) * (part / before if before > 0 else 1.0)
+        ranks[k], error[k] = r, math.sqrt(max(0.0, 1 - left))
+    return ranks, error
 
 
 def _by_rule(rules):

@@ -1,6 +1,7 @@
 """TDLRT: the geometry-aware, rank-adaptive training step for Tucker layers, as a `torch.optim.Optimizer`."""
 
 import logging
+import math
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -9,6 +10,7 @@ from tdlrt.capture import RETAIN, Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
+from tdlrt.rank_choice import COSTS, RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import refuse_shared, tucker_layers
 
@@ -53,6 +55,14 @@ class TDLRT(torch.optim.Optimizer):
         retain: of one_pass: inputs and output gradients of all layers are kept until the step ("deferred"), or those of
             a layer are used and freed inside the backward pass, as soon as its factors have their gradients ("inline":
             about the memory of training the factors plainly, a little slower; one backward pass per step).
+        budget: what the whole model may have of `budget_of`, as `compression(model)` counts it, after every step that
+            adapts ranks; the singular values of all layers compete for it. With `tol` ranks are what the tolerance
+            wants, if that fits; with tol=None as large as fits.
+        budget_of: "parameters" or "multiply_adds".
+        rank_multiple: adaptive ranks are rounded up to a multiple of this (8 or 16 suit tensor cores) or to the largest
+            rank that the step offers, twice the old one.
+        conditioning: β of the regulariser β‖SSᵀ − α²I‖_F, α² = ‖S‖²/r, S the core unfolded along its output mode, r its
+            rank: draws the singular values together (RobustDLRT, arXiv 2505.08022, for matrices).
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
@@ -79,6 +89,10 @@ class TDLRT(torch.optim.Optimizer):
         on_nonfinite="raise",
         process_group=None,
         retain="deferred",
+        budget=None,
+        budget_of="parameters",
+        rank_multiple=1,
+        conditioning=0.0,
         **base_options,
     ):
         if not isinstance(model, torch.nn.Module):
@@ -88,6 +102,12 @@ class TDLRT(torch.optim.Optimizer):
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
         _choice("retain", retain, RETAIN)
+        _choice("budget_of", budget_of, tuple(COSTS))
+        _positive("rank_multiple", rank_multiple)
+        if budget is not None:
+            _positive("budget", budget)
+        if not (isinstance(conditioning, (int, float)) and 0 <= conditioning < math.inf):
+            raise ValueError(f"conditioning is {conditioning!r}; allowed are numbers from 0 on")
         _positive("min_rank", min_rank)
         for name, value in (("basis_every", basis_every), ("rank_every", rank_every)):
             _positive(name, value)
@@ -98,7 +118,7 @@ class TDLRT(torch.optim.Optimizer):
         self.model = model
         self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
         self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
-        self.basis_every, self.rank_every = basis_every, rank_every
+        self.basis_every, self.rank_every, self.conditioning = basis_every, rank_every, conditioning
         self.skipped_steps = 0
         self.truncation_errors = {}
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -116,6 +136,9 @@ class TDLRT(torch.optim.Optimizer):
                 f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
                 "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
             )
+        self._choose_ranks = None
+        if budget is not None or rank_multiple > 1:
+            self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
         self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
@@ -194,12 +217,15 @@ class TDLRT(torch.optim.Optimizer):
             for factor in e.layer.factors:
                 if factor is not None:
                     factor.grad = None
+        if self.conditioning:
+            for e in expansions:
+                e.layer.core.grad[e.known_block] += self.conditioning * conditioning_gradient(e.core)
         if self.max_grad_norm is not None:
             norm = clip_gradients([p for p in self._names if p.grad is not None], self.max_grad_norm, self.reducer)
             for e in expansions:
                 e.scale = e.scale * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
         self.base.step()
-        self.truncation_errors = truncate(self._truncation_rules(expansions), self.state)
+        self.truncation_errors = truncate(self._truncation_rules(expansions), self.state, self._choose_ranks)
         if self.integrator == "parallel":
             self._redo_saturated(expansions)
         for e in expansions:
@@ -212,7 +238,7 @@ class TDLRT(torch.optim.Optimizer):
         again = [e for e in expansions if saturated(e) and redo(e, self)]
         if again:
             self.base.step()
-            self.truncation_errors.update(truncate(self._truncation_rules(again), self.state))
+            self.truncation_errors.update(truncate(self._truncation_rules(again), self.state, self._choose_ranks))
 
     def layers_with_gradient(self):
         """{name: layer} of the Tucker layers whose core has a gradient; the others are not stepped."""
@@ -236,6 +262,8 @@ class TDLRT(torch.optim.Optimizer):
             if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
                 continue
             tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
+            if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:
+                tol = 0.0
             if tol is None or not adapt or float(groups[e.layer.core]["lr"]) == 0:  # without a step, no loss of rank
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
@@ -247,6 +275,15 @@ class TDLRT(torch.optim.Optimizer):
 
     def __repr__(self):
         return f"TDLRT(integrator={self.integrator!r}, {len(self.layers)} Tucker layers, base={self.base!r})"
+
+
+def conditioning_gradient(core):
+    """∇_C ‖SSᵀ − α²I‖_F for S = Mat_1(C) and α² = ‖S‖²/r; zero where the singular values are equal."""
+    S = core.flatten(1)
+    E = S @ S.T
+    E.diagonal().sub_(E.diagonal().mean())  # the derivative of α² is orthogonal to E
+    norm = torch.linalg.vector_norm(E)
+    return (2 / torch.where(norm > 0, norm, 1.0) * (E @ S)).view_as(core)
 
 
 def _make_base(base, model, params, lr, momentum, weight_decay, options):

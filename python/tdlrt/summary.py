@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from tdlrt.layers import TuckerAdapter, TuckerLayer
 
@@ -66,20 +65,20 @@ def ranks(model):
     return {name: layer.ranks for name, layer in tucker_layers(model).items()}
 
 
-def layer_parameters(layer):
-    """Parameters of a Tucker weight: core and factors, without the bias."""
-    return layer.core.numel() + sum(f.numel() for f in layer.factors if f is not None)
+def layer_parameters(layer, ranks=None):
+    """Parameters of a Tucker weight, core and factors without the bias, as it is or at other ranks."""
+    ranks = layer.ranks if ranks is None else ranks
+    return math.prod(ranks) + sum(layer.weight_shape[mode] * ranks[mode] for mode in layer.modes)
 
 
-def layer_multiply_adds(layer):
-    """Multiply-adds of the chain per output pixel or row, stride 1."""
-    total = math.prod(layer.weight_shape if isinstance(layer, nn.Linear) else layer.ranks)
+def layer_multiply_adds(layer, ranks=None):
+    """Multiply-adds of the chain per output pixel or row, stride 1, as it is or at other ranks."""
+    ranks = layer.ranks if ranks is None else ranks
     window = layer.weight_shape[2:] if hasattr(layer, "stride") else ()
-    if window:
-        total = layer.ranks[0] * layer.ranks[1] * math.prod(window)
+    total = ranks[0] * ranks[1] * math.prod(window) if window else math.prod(ranks)
     for mode in layer.modes:
         if not window or mode < 2:
-            total += layer.weight_shape[mode] * layer.ranks[mode]
+            total += layer.weight_shape[mode] * ranks[mode]
     return total
 
 
