@@ -40,8 +40,9 @@ sanitize: $(VENV)/test
 	$(call UNDER,thread,libtsan.so,setarch -R,TSAN_OPTIONS=halt_on_error=1)
 
 # Everything that needs a GPU, with the machine's own python3 (torch, pytest, pybind11, cmake, ninja, nvcc): under eight minutes.
+# ARGS="--out DIR --commit NAME" says where results go, and what this is where there is no git.
 gpu-check:
-	$(PYTHON) bench/gpu_check.py
+	$(PYTHON) bench/gpu_check.py $(ARGS)
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

@@ -1,8 +1,15 @@
-"""Everything that needs a GPU, in one command: `make gpu-check`, or `--device cpu` as a rehearsal of this harness.
+"""Everything that needs a GPU, in one command that ends within eight minutes: `make gpu-check`.
 
-Stages: build, tests with marker gpu, compute-sanitizer, times. A stage that fails is reported and the others go on; the
-exit status is the number of failed stages. Times are medians of device events against torch.linalg called matrix by
-matrix, which is what a literal step does; the ceilings are measured in the same run. Results go to bench/results/.
+    python3 bench/gpu_check.py [--stages build tests …] [--out bench/results] [--commit …] [--dry-run]
+
+Correctness comes first: build, tests with marker gpu, compute-sanitizer. Then times: a step's linear algebra for all
+layers of a ResNet18 (bench/gpu_step.py), each kernel against its roofline (bench/gpu_kernels.py), the Triton kernels
+(bench/triton_kernels.py). Every stage is a process of its own with a deadline; what it measured before that is kept,
+and what there was no time for is named. Results go to bench/results/gpu_check-DATE.json, the table comes last, and the
+exit status is the number of failed stages. Needs torch, pytest, pybind11, cmake, ninja and nvcc, and no network.
+
+`--dry-run` runs the Python of every stage on this machine's CPU with tiny sizes, the CUDA back end being the host
+executor of csrc/emu: a rehearsal of this harness, whose numbers mean nothing.
 """
 
 import argparse
@@ -10,179 +17,215 @@ import datetime
 import json
 import os
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[1]
-BUDGET = 450  # seconds for everything
-PYTEST = ["-p", "no:cacheprovider", "--maxfail=20", "--continue-on-collection-errors"]
+BENCH = ROOT / "bench"
+BUDGET = 460  # seconds for everything
+LEAST = 5  # seconds without which a stage does not begin
+# pyproject.toml's options are for plugins that may be missing here.
+PYTEST = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=short"]
+# The tests that a GPU adds. Named, because others import packages that such a machine may lack.
+CUDA_TESTS, TRITON_TESTS = "tests/test_cuda_operators.py", "tests/test_triton.py"
 
 
-def run(command, timeout):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'python'}:{os.environ.get('PYTHONPATH', '')}"}
+def environment():
+    path = os.environ.get("PATH", os.defpath)
+    if shutil.which("nvcc") is None:
+        path += f"{os.pathsep}/usr/local/cuda/bin"
+    paths = [str(ROOT), str(ROOT / "python"), str(BENCH), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def run(command, deadline):
+    """Ends the command and whatever it started at the deadline. Raises CalledProcessError or TimeoutExpired."""
+    command = [str(part) for part in command]
     print("$", *command, flush=True)
-    subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env=environment, timeout=timeout)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
+    try:
+        status = process.wait(max(deadline - time.monotonic(), 0.1))
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
-def build(_):
+def architecture():
+    """This GPU's own: one architecture builds several times faster than the default list."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}{'a' if major >= 9 else ''}-real"
+
+
+def build(arguments, deadline):
     """CMake straight from the tree: the machine may reach no package index."""
     import pybind11
 
-    folder = ROOT / "build/gpu"
-    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DTK_CUDA=ON"]
-    run(["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options], 60)
-    run(["cmake", "--build", folder, "--target", "_C"], 240)
-    run(["cmake", "--install", folder, "--prefix", ROOT, "--component", "python"], 30)
+    folder = ROOT / ("build/gpu-dry" if arguments.dry_run else "build/gpu")
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    if arguments.dry_run:
+        run(["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options, "-DTK_CUDA=OFF"], deadline)
+        return "configured only"
+    found = architecture()
+    options += ["-DTK_CUDA=ON", *([f"-DCMAKE_CUDA_ARCHITECTURES={found}"] if found else [])]
+    run(["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", *options], deadline)
+    run(["cmake", "--build", folder, "--target", "_C"], deadline)
+    run(["cmake", "--install", folder, "--prefix", ROOT, "--component", "python"], deadline)
+    return f"for {found}"
 
 
-def tests(_):
-    run([sys.executable, "-m", "pytest", "-m", "gpu", "tests", "--tb=short", *PYTEST], 200)
+def tests_of(file):
+    def stage(arguments, deadline):
+        run([*PYTEST, "-m", "gpu", "--maxfail=20", *(["--collect-only"] if arguments.dry_run else []), file], deadline)
+        return "collected only" if arguments.dry_run else None
+
+    return stage
 
 
-def sanitizer(_):
-    tool = shutil.which("compute-sanitizer")
-    if tool is None:
-        return "no compute-sanitizer on PATH"
-    chosen = ["tests/test_cuda_operators.py", "-k", "cuda and (cross_gram or not_finite)", "-m", "gpu"]
-    run([tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *chosen, *PYTEST], 150)
-    return "clean"
+def sanitizer(arguments, deadline):
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    chosen = ["-k", "cuda and (cross_gram or not_finite or product_of_the_others)", CUDA_TESTS]
+    if arguments.dry_run:
+        run([*PYTEST, "--collect-only", "-m", "gpu", *chosen], deadline)
+        return "collected only"
+    if not Path(tool).exists():
+        return "not run: no compute-sanitizer on PATH"
+    # Torch's cache would hide what lies beyond an allocation, and torch probes for features that fail.
+    prefix = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    for check in ("memcheck", "racecheck"):
+        run([*prefix, "--tool", check, *PYTEST, "-m", "gpu", *chosen], deadline)
+    return "memcheck and racecheck are clean"
 
 
-def layers(fraction, quick):
-    """(n_out, n_in, window) of a ResNet18's convolutions, and their ranks."""
-    shapes = [(64, 64)] * 4 + [(128, 64)] + [(128, 128)] * 3 + [(256, 128)] + [(256, 256)] * 3
-    shapes += [(512, 256)] + [(512, 512)] * 3
-    shapes = [(16, 16), (32, 16)] if quick else shapes
-    return [((m, n), (int(m * fraction), int(n * fraction))) for m, n in shapes]
+def measured(script):
+    def stage(arguments, deadline):
+        options = ["--dry-run"] if arguments.dry_run else []
+        options += ["--budget", f"{max(deadline - time.monotonic() - 3, 1):.0f}", "--rows", arguments.rows]
+        run([sys.executable, BENCH / script, *options], deadline)
+
+    return stage
 
 
-def median_seconds(function, device, repeats):
-    function()
-    times = []
-    for _ in range(repeats):
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            function()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-        else:
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def triton(arguments, deadline):
+    budget = max(deadline - time.monotonic() - 10, 1)  # one layer more may be under way
+    options = ["--nets", "cifar", "--precisions", "bf16", "tf32", "--budget", f"{budget:.0f}", "--compile", "--save"]
+    result = BENCH / "results/triton_kernels.json"
+    if arguments.dry_run:
+        run([sys.executable, BENCH / "triton_kernels.py", "--help"], deadline)
+        return "imported only"
+    run([sys.executable, BENCH / "triton_kernels.py", *options], deadline)
+    if arguments.rows.parent != result.parent:
+        shutil.copy(result, arguments.rows.parent)
+    return "rows in triton_kernels.json"
 
 
-def ceilings(device, quick):
-    """What this device does at its best on one product and one copy."""
-    n = 256 if quick else 4096
-    out = {}
-    for dtype in (torch.float32, torch.float64):
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        out[f"{dtype} FLOP/s".removeprefix("torch.")] = 2 * n**3 / median_seconds(lambda a=a, b=b: a @ b, device, 5)
-    x = torch.empty(2**20 if quick else 2**28, device=device)
-    out["bytes/s"] = 2 * 4 * x.numel() / median_seconds(lambda: x.clone(), device, 5)
-    return out
+# In the order they run, with the most seconds each may take.
+STAGES = {
+    "build": (build, 150),
+    "tests": (tests_of(CUDA_TESTS), 80),
+    "triton_tests": (tests_of(TRITON_TESTS), 80),
+    "sanitizer": (sanitizer, 60),
+    "step": (measured("gpu_step.py"), 80),
+    "kernels": (measured("gpu_kernels.py"), 40),
+    "triton": (triton, 90),
+}
 
 
-def benchmark(device, fraction, quick):
-    import tucker_kernels as tk
+def machine(dry_run, commit):
+    import torch
 
-    bases, directions, cores = [], [], []
-    for sizes, ranks in layers(fraction, quick):
-        for n, r in zip(sizes, ranks):
-            bases.append(torch.linalg.qr(torch.randn(n, r, device=device))[0].contiguous())
-            directions.append(torch.randn(n, r, device=device))
-        cores.append(torch.randn(2 * ranks[0], 2 * ranks[1], 3, 3, device=device))
-
-    def literal_tangent():
-        for u, d in zip(bases, directions):
-            torch.linalg.qr(torch.cat([u, d], 1))
-
-    def literal_truncation():
-        for core in cores:
-            for mode in (0, 1):
-                torch.linalg.svd(core.movedim(mode, 0).flatten(1), full_matrices=False)
-
-    def batched_by_padding():
-        n, r = max(b.shape[0] for b in bases), max(b.shape[1] for b in bases)
-        padded = torch.zeros(len(bases), n, 2 * r, device=device)
-        for i, (u, d) in enumerate(zip(bases, directions)):
-            padded[i, : u.shape[0], : 2 * u.shape[1]] = torch.cat([u, d], 1)
-        torch.linalg.qr(padded)
-
-    repeats = 3 if quick else 10
-    rows = {
-        "tangent_basis": lambda: tk.tangent_basis(bases, directions),
-        "hosvd_truncate": lambda: tk.hosvd_truncate(cores, tol=0.1, modes=(0, 1)),
-        "torch.linalg.qr, one by one": literal_tangent,
-        "torch.linalg.qr, padded": batched_by_padding,
-    }
-    out = {name: median_seconds(function, device, repeats) for name, function in rows.items()}
-    out["torch.linalg.svd, one by one"] = median_seconds(literal_truncation, device, 1)
-    flops = sum(2 * 6 * u.shape[0] * u.shape[1] ** 2 + 2 * 2 * u.shape[0] * u.shape[1] ** 2 for u in bases)
-    return {"seconds": out, "tangent_basis FLOP": flops}
+    card = "none: a rehearsal on the CPU, not a result"
+    if not dry_run:
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU found"
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    if commit is None and shutil.which("git"):
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    commit = commit or "unknown"
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"date": date, "card": card, "commit": commit, "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
-def times(arguments):
-    device, quick = torch.device(arguments.device), arguments.quick
-    result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "card": torch.cuda.get_device_name() if device.type == "cuda" else "cpu (a rehearsal, not a result)",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
-        "torch": torch.__version__,
-        "ceilings": ceilings(device, quick),
-        "steps": {},
-    }
-    for divisor in (8, 4, 2):
-        result["steps"][f"n/{divisor}"] = benchmark(device, 1 / divisor, quick)
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"gpu_check-{result['date'].replace(':', '')}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    lines = [f"{result['card']}, {result['commit'][:9]}, milliseconds"]
-    lines.append(f"{'':32}" + "".join(f"{k:>10}" for k in result["steps"]))
-    for name in result["steps"]["n/4"]["seconds"]:
-        lines.append(f"{name:32}" + "".join(f"{1e3 * s['seconds'][name]:10.3f}" for s in result["steps"].values()))
-    rate = result["ceilings"]["float32 FLOP/s"]
-    floors = (1e3 * s["tangent_basis FLOP"] / rate for s in result["steps"].values())
-    lines.append(f"{'floor of tangent_basis (float32)':32}" + "".join(f"{ms:10.3f}" for ms in floors))
-    return "\n".join([*lines, f"written to {path}"])
+def read_rows(path):
+    """A last line that a killed process left unfinished is dropped."""
+    rows = []
+    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
 
 
-STAGES = {"build": build, "tests": tests, "sanitizer": sanitizer, "times": times}
+def table(rows):
+    """Milliseconds of a step's linear algebra by rank, and of each kernel with its roofline."""
+    lines = []
+    steps = [r for r in rows if r["kind"] == "step"]
+    if steps:
+        ranks = list(dict.fromkeys(r["ranks"] for r in steps))
+        lines.append(f"{'linear algebra of a ResNet18 step, ms':46}" + "".join(f"{r:>10}" for r in ranks))
+        for name in dict.fromkeys(r["name"] for r in steps):
+            found = {r["ranks"]: f"{1e3 * r['seconds']:.3f}" for r in steps if r["name"] == name}
+            lines.append(f"{name:46}" + "".join(f"{found.get(r, '-'):>10}" for r in ranks))
+    kernels = [r for r in rows if r["kind"] == "kernel"]
+    if kernels:
+        lines.append(
+            f"{'kernels at ' + kernels[0]['ranks']:30}{'operator':>16}{'µs':>10}{'roofline µs':>13}{'of it':>8}"
+        )
+        for r in kernels:
+            share = f"{r['roofline'] / r['seconds']:7.1%}" if r["seconds"] else "-"
+            lines.append(
+                f"{r['name']:30}{r['operator']:>16}{1e6 * r['seconds']:10.1f}{1e6 * r['roofline']:13.2f}{share:>8}"
+            )
+    return lines + [f"{r['kind']}: {r['text']}" for r in rows if r["kind"] in ("note", "wrong")]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try the harness")
-    parser.add_argument("--out", default=str(ROOT / "bench/results"))
+    parser.add_argument("--dry-run", action="store_true", help="every stage's Python on the CPU, tiny sizes")
+    parser.add_argument("--commit", help="where the tree has no git history: what it is")
+    parser.add_argument("--out", default=str(BENCH / "results"))
     arguments = parser.parse_args(argv)
-    if arguments.device == "cpu":
-        arguments.stages = [s for s in arguments.stages if s == "times"]
     start, reports, failed = time.monotonic(), {}, []
+    sys.path.insert(0, str(ROOT))
+    about = machine(arguments.dry_run, arguments.commit)
+    out = Path(arguments.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"gpu_check-{about['date'].replace(':', '')}.json"
+    arguments.rows = path.with_suffix(".rows")
     for name in arguments.stages:
-        if time.monotonic() - start > BUDGET:
-            reports[name], failed = "not run: out of time", [*failed, name]
+        stage, most = STAGES[name]
+        began, left = time.monotonic(), start + BUDGET - time.monotonic()
+        if left < LEAST:
+            reports[name] = "not run: out of time"
             continue
         try:
-            reports[name] = STAGES[name](arguments) or "passed"
+            reports[name] = stage(arguments, began + min(most, left)) or "passed"
+        except subprocess.TimeoutExpired:
+            reports[name], failed = f"FAILED: not done after {min(most, left):.0f} s", [*failed, name]
         except Exception as error:
-            traceback.print_exc()
             reports[name], failed = f"FAILED: {type(error).__name__}: {error}", [*failed, name]
-    print()
-    for name, report in reports.items():
-        print(f"[{name}] {report}")
-    print(f"{len(reports) - len(failed)} stages passed, {len(failed)} failed, {time.monotonic() - start:.0f} s")
+        reports[name] += f" ({time.monotonic() - began:.0f} s)"
+    rows = read_rows(arguments.rows)
+    path.write_text(json.dumps({**about, "stages": reports, "rows": rows}, indent=1) + "\n")
+    arguments.rows.unlink(missing_ok=True)
+    print(f"\n{about['card']}, commit {about['commit']}, torch {about['torch']}, written to {path}")
+    print(*table(rows), *(f"[{name}] {report}" for name, report in reports.items()), sep="\n")
+    print(f"{len(reports) - len(failed)} stages ended well, {len(failed)} failed, {time.monotonic() - start:.0f} s")
     return len(failed)
 
 

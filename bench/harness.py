@@ -24,8 +24,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -95,12 +93,11 @@ def geometric_mean(values):
 
 def print_table(rows, title=None):
     """Prints a list of dictionaries with the same keys; numbers with three significant digits."""
-    table = Table(title=title)
-    for i, key in enumerate(rows[0]):
-        table.add_column(key, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_text(value) for value in row.values()))
-    Console(width=None if Console().is_terminal else 160).print(table)
+    cells = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    print(f"\n{title or ''}")
+    for line in cells:
+        print("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]))
 
 
 def _text(value):

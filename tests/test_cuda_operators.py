@@ -4,9 +4,11 @@ Twice the same tests: `emulated`, with the device code on the host (csrc/emu), a
 functions are called, so wrappers, bindings, launch plans and kernels are all under test.
 """
 
+import copy
 import math
 
 import pytest
+import tdlrt
 import test_batched_svd
 import test_hosvd_truncate
 import test_tangent_basis
@@ -333,6 +335,32 @@ def test_a_core_that_is_not_finite_comes_back_unchanged(bad, device):
     assert torch.isnan(error[1])
     assert all(torch.equal(p.cpu(), torch.eye(len(p))) for p in projections[1])
     assert torch.isfinite(error[0])
+
+
+# ---- a whole step -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", ["sgd", "adam"])
+def test_training_steps_are_those_of_the_host(base, device):
+    """Three TDLRT steps of a small network in float64: same weights and ranks on the device as on the reference."""
+    dense = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 12, 3), torch.nn.Flatten()
+    ).double()
+    images, wanted = gaussian(8, 3, 6, 6), gaussian(8, 12 * 16, seed=1)
+    weights, ranks = [], []
+    for where, backend in ((device, None), (torch.device("cpu"), "reference")):
+        with tk.use_backend(backend):
+            model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=0.5).to(where)
+            optimizer = tdlrt.TDLRT(model, lr=0.01, tol=0.05, base=base, **({"momentum": 0.9} if base == "sgd" else {}))
+            for _ in range(3):
+                optimizer.zero_grad()
+                torch.nn.functional.mse_loss(model(images.to(where)), wanted.to(where)).backward()
+                optimizer.step()
+            weights.append([p.detach().cpu() for p in tdlrt.to_dense(model).parameters()])
+            ranks.append(tdlrt.ranks(model))
+    assert ranks[0] == ranks[1]
+    for actual, expected in zip(*weights, strict=True):  # three steps carry the rounding of one a thousandfold at most
+        assert_close(actual, expected, "tucker_conv_backward", scale=1e3 * float(expected.abs().max()))
 
 
 # ---- sizes beyond one call's reach ------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_kernels_over_the_full_grid(tmp_path):
 def test_kernels_on_the_device():
     """The kernels' tests, compiled and run; a process that deterministic algorithms may be asked of."""
     process = _start(
-        *("-m", "pytest", "tests/triton_backend", "-p", "no:cacheprovider"),
+        *("-m", "pytest", "tests/triton_backend", "-p", "no:cacheprovider", "-o", "addopts=", "-m", "not long"),
         TK_TRITON="cuda",
         CUBLAS_WORKSPACE_CONFIG=":4096:8",
     )
