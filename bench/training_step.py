@@ -126,7 +126,7 @@ def main(arguments=None):
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-literal", action="store_true")
     parser.add_argument("--cpu-time", action="store_true", help="with --threads 1 on a busy machine: process time")
-    parser.add_argument("--save", action="store_true", help="write bench/results/training_step_MODEL.json")
+    parser.add_argument("--save", action="store_true", help="write bench/results/training_step_MODEL_RANK.json")
     options = parser.parse_args(arguments)
 
     if options.cpu_time and options.threads != 1:
@@ -136,13 +136,12 @@ def main(arguments=None):
         for name in options.models:
             torch.manual_seed(0)
             dense = models.build(name, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
-            rows = []
             for fraction in options.ranks:
-                rows += measure(name, dense, fraction, options, clock)
+                rows = measure(name, dense, fraction, options, clock)
                 gc.collect()
-            harness.print_table(rows, title=f"{name}, batch {options.batch}, {options.threads} threads")
-            if options.save:
-                harness.save(f"training_step_{name}", rows, batch=options.batch)
+                harness.print_table(rows, title=f"{name}, batch {options.batch}, {options.threads} threads")
+                if options.save:
+                    harness.save(f"training_step_{name}_{fraction}", rows, batch=options.batch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Thousands of steps: bases stay orthonormal, nothing accumulates."""
+
+import gc
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import tdlrt
+import torch
+from torch import nn
+
+STEPS = int(os.environ.get("TDLRT_SOAK_STEPS", "1500"))
+
+
+def resident():
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def handles():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"retain": "deferred"},
+        {"retain": "inline", "base": "adamw", "momentum": 0.0, "lr": 2e-3},
+        {"integrator": "parallel", "budget": 1500, "basis_every": 2},
+    ],
+    ids=["deferred", "inline", "parallel"],
+)
+def test_soak(options):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2)),
+        *(nn.ReLU(), nn.Flatten(), nn.Linear(16 * 9, 20), nn.ReLU(), nn.Linear(20, 5)),
+    )
+    model = tdlrt.tuckerize(model, ranks=0.4, min_features=0)
+    optimizer = tdlrt.TDLRT(model, **{"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "tol": 0.05, **options})
+    generator = torch.Generator().manual_seed(1)
+    teacher = torch.randn(3 * 64, 5, generator=generator)
+    ranks, worst, before = set(), 0.0, None
+    for step in range(STEPS):
+        x = torch.randn(8, 3, 8, 8, generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), (x.flatten(1) @ teacher).argmax(1)).backward()
+        optimizer.step()
+        if step % 50 == 0:
+            worst = max(worst, tdlrt.orthogonality_error(model))
+            ranks.add(str(tdlrt.ranks(model)))
+        if step == STEPS // 3:
+            gc.collect()
+            before = resident(), handles()
+    gc.collect()
+    assert worst <= 1e-6
+    assert len(ranks) > 1
+    assert handles() <= before[1]
+    assert resident() - before[0] < 16 * 2**20, "memory grows"
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    print(f"{STEPS} steps, orthogonality {worst:.1e}, {(resident() - before[0]) / 2**20:+.1f} MiB")
