@@ -44,7 +44,7 @@ def test_soak(options):
     optimizer = tdlrt.TDLRT(model, **{"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "tol": 0.05, **options})
     generator = torch.Generator().manual_seed(1)
     teacher = torch.randn(3 * 64, 5, generator=generator)
-    ranks, worst, before = set(), 0.0, None
+    ranks, worst, before = {str(tdlrt.ranks(model))}, 0.0, None
     for step in range(STEPS):
         x = torch.randn(8, 3, 8, 8, generator=generator)
         optimizer.zero_grad()

@@ -37,7 +37,7 @@ class TDLRT(torch.optim.Optimizer):
         tol: relative truncation error per step and layer, in [0, 1); a dict {layer name: tol}; or None for fixed ranks.
             It is kept per parameter group and may be scheduled.
         integrator: how the gradient of the augmented core is obtained. "one_pass" (one forward and one backward pass:
-            `loss.backward(); optimizer.step()`); "parallel" (the same, cheaper and first order: only blocks with one
+            `loss.backward(); optimizer.step()`); "parallel" (the same to first order: only blocks with one
             new mode); "two_pass" and "standard" (two and d + 1 evaluations, `optimizer.step(closure)`; the closure
             computes the loss, calls backward and returns it).
         base: "sgd", "adam", "adamw", or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and

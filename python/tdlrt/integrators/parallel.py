@@ -1,10 +1,12 @@
 """The one-gradient parallel integrator (Ceruti, Kusch, Lubich & Sulz 2024, arXiv 2412.00858).
 
 All bases and the core advance from the old point: of the augmented core gradient only the known block and the blocks
-with exactly one new mode are used, −λ V_iᵀ M_i; the others are zero. Cheaper than one-pass, first order, without its
-descent bound. A layer whose every rank was kept at the augmented size found its truncation no bound: its step is
-rejected and done again with the full augmented gradient, from the same pairs (see `TDLRT.step`).
+with exactly one new mode are used, −λ V_iᵀ M_i; the others are zero. First order, without the descent bound of
+one-pass. A layer whose every rank was kept at the augmented size found its truncation no bound: its step is rejected
+and done again with the full augmented gradient, from the same pairs (see `TDLRT.step`).
 """
+
+import itertools
 
 import torch
 
@@ -16,14 +18,13 @@ def parallel(optimizer, closure):
 
 
 def one_mode_blocks(e, pairs):
-    """For each mode, the block in which that mode alone is new; zeros elsewhere."""
-    total = e.core.new_zeros(e.shape)
-    for mode in e.new_modes:
-        r = e.core.shape[mode]
-        bases = [b[:, r:] if i == mode else e.factors[i] for i, b in enumerate(e.bases)]
-        block = list(e.known_block)
-        block[mode] = slice(r, None)
-        total[tuple(block)] = pairs.core_gradient(bases)
+    """The augmented gradient with zeros in all blocks where two or more modes are new.
+
+    Computed whole: kernels read a pair once for all blocks, which costs less than one call for each block wanted.
+    """
+    total = augmented_gradient(e, pairs)
+    for modes in itertools.combinations(e.new_modes, 2):
+        total[tuple(slice(r, None) if i in modes else slice(None) for i, r in enumerate(e.core.shape))] = 0
     return total
 
 
