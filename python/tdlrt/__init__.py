@@ -9,7 +9,15 @@
 from tdlrt.adapters import adapt, adapter_state_dict, merge
 from tdlrt.convert import plan, prepare_ddp, to_dense, to_sequential, tuckerize
 from tdlrt.expansion import NonFiniteError
-from tdlrt.layers import TuckerAdapter, TuckerConv1d, TuckerConv2d, TuckerConv3d, TuckerGroupedConv, TuckerLinear
+from tdlrt.layers import (
+    TuckerAdapter,
+    TuckerConv1d,
+    TuckerConv2d,
+    TuckerConv3d,
+    TuckerEmbedding,
+    TuckerGroupedConv,
+    TuckerLinear,
+)
 from tdlrt.optimizer import TDLRT
 from tdlrt.sharding import take_ranks, tucker_parameters
 from tdlrt.summary import Compression, compression, orthogonality_error, ranks
@@ -22,6 +30,7 @@ __all__ = [
     "TuckerConv1d",
     "TuckerConv2d",
     "TuckerConv3d",
+    "TuckerEmbedding",
     "TuckerGroupedConv",
     "TuckerLinear",
     "adapt",

@@ -128,7 +128,7 @@ class Pairs:
     def rounding(self):
         """Bound on the rounding error of a weight gradient, ε Σ ‖x‖ ‖dy‖."""
         eps = max(torch.finfo(dy.dtype).eps for _, dy in self._pairs)
-        return eps * sum(torch.linalg.vector_norm(x) * torch.linalg.vector_norm(dy) for x, dy in self._pairs)
+        return eps * sum(self._layer.input_norm(x) * torch.linalg.vector_norm(dy) for x, dy in self._pairs)
 
 
 class Contracted:

@@ -12,6 +12,7 @@ from tdlrt.layers import (
     TuckerConv1d,
     TuckerConv2d,
     TuckerConv3d,
+    TuckerEmbedding,
     TuckerGroupedConv,
     TuckerLayer,
     TuckerLinear,
@@ -39,13 +40,14 @@ class Decision:
     reason: str | None
 
 
-def plan(model, skip=(), min_features=8):
+def plan(model, skip=(), min_features=8, embeddings=False):
     """The layers of a model that have a weight, each with what `tuckerize` would do with it and why.
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    kinds = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
     decisions, blocked, owners = [], [], {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
@@ -59,8 +61,8 @@ def plan(model, skip=(), min_features=8):
         if reason is not None:
             blocked.append(f"{name}." if name else "")
             decisions.append(Decision(name, module, reason))
-        elif isinstance(module, tuple(TUCKER_CLASS)):
-            decisions.append(Decision(name, module, _why_dense(name, module, skip, min_features)))
+        elif isinstance(module, tuple(kinds)):
+            decisions.append(Decision(name, module, _why_dense(name, module, kinds, skip, min_features)))
     return [
         Decision(d.name, d.layer, "its weight is shared with another layer")
         if d.reason is None and len(owners.get(d.layer.weight, ())) > 1
@@ -69,11 +71,13 @@ def plan(model, skip=(), min_features=8):
     ]
 
 
-def _why_dense(name, layer, skip, min_features):
-    if type(layer) not in TUCKER_CLASS:
+def _why_dense(name, layer, kinds, skip, min_features):
+    if type(layer) not in kinds:
         return f"{type(layer).__name__} is a subclass that may compute something else"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
         return "named in skip"
+    if isinstance(layer, nn.Embedding) and TuckerEmbedding.why_not(layer) is not None:
+        return f"embedding with {TuckerEmbedding.why_not(layer)}"
     groups = getattr(layer, "groups", 1)
     smaller = min(layer.weight.shape[0] // groups, layer.weight.shape[1])
     if groups > 1 and smaller == 1:
@@ -86,10 +90,12 @@ def _why_dense(name, layer, skip, min_features):
 
 def tucker_class(layer):
     """The class that stands for a dense layer."""
+    if isinstance(layer, nn.Embedding):
+        return TuckerEmbedding
     return TuckerGroupedConv if getattr(layer, "groups", 1) > 1 else TUCKER_CLASS[type(layer)]
 
 
-def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8, method="hosvd"):
+def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8, method="hosvd", embeddings=False):
     """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
 
     A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`).
@@ -103,6 +109,7 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
         skip: names or patterns of layers to leave dense.
         min_features: layers whose smaller side (of C_out, C_in; of each group) is below it stay dense; 0 for none.
         method: "hosvd", or "hooi" for weights a little nearer to the dense ones at the same ranks.
+        embeddings: whether `nn.Embedding`s are replaced too (`TuckerEmbedding`).
 
     What stays dense is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
     """
@@ -112,14 +119,14 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
     def factorised(layer, ranks):
         return tucker_class(layer).from_dense(layer, ranks=ranks, tol=tol, modes=modes, method=method)
 
-    return prepare_ddp(replace_eligible(model, factorised, ranks, skip, min_features))
+    return prepare_ddp(replace_eligible(model, factorised, ranks, skip, min_features, embeddings))
 
 
-def replace_eligible(model, make, ranks, skip, min_features):
+def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
     """The model with `make(layer, its ranks)` in the place of every eligible layer; what stays dense is logged."""
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
-    decisions = plan(model, skip, min_features)
+    decisions = plan(model, skip, min_features, embeddings)
     if isinstance(ranks, dict):
         _check_names("ranks", ranks, decisions)
     _check_names("skip", skip, decisions)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tdlrt.layers import TuckerAdapter, TuckerLayer
+from tdlrt.layers import TuckerAdapter, TuckerEmbedding, TuckerLayer
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,13 @@ def layer_parameters(layer, ranks=None):
 
 
 def layer_multiply_adds(layer, ranks=None):
-    """Multiply-adds of the chain per output pixel or row, stride 1, as it is or at other ranks."""
+    """Multiply-adds of the chain per output pixel or row, stride 1, as it is or at other ranks.
+
+    Looking up a row of an embedding costs none.
+    """
     ranks = layer.ranks if ranks is None else ranks
+    if isinstance(layer, TuckerEmbedding):
+        return ranks[0] * ranks[1] * (0 in layer.modes) + ranks[1] * layer.embedding_dim * (1 in layer.modes)
     window = layer.weight_shape[2:] if hasattr(layer, "stride") else ()
     total = ranks[0] * ranks[1] * math.prod(window) if window else math.prod(ranks)
     for mode in layer.modes:
@@ -95,7 +100,7 @@ def compression(model):
         factorised_parameters=now,
         factorised_dense_parameters=dense,
         multiply_adds=sum(layer_multiply_adds(layer) for layer in layers),
-        dense_multiply_adds=dense,
+        dense_multiply_adds=sum(math.prod(x.weight_shape) for x in layers if not isinstance(x, TuckerEmbedding)),
     )
 
 

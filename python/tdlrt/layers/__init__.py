@@ -3,6 +3,7 @@
 from tdlrt.layers.adapter import TuckerAdapter
 from tdlrt.layers.base import METHODS, MODES, TuckerLayer
 from tdlrt.layers.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
+from tdlrt.layers.embedding import TuckerEmbedding
 from tdlrt.layers.grouped import TuckerGroupedConv
 from tdlrt.layers.linear import TuckerLinear
 
@@ -13,6 +14,7 @@ __all__ = [
     "TuckerConv1d",
     "TuckerConv2d",
     "TuckerConv3d",
+    "TuckerEmbedding",
     "TuckerGroupedConv",
     "TuckerLayer",
     "TuckerLinear",

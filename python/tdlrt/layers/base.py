@@ -119,9 +119,14 @@ class TuckerLayer(nn.Module):
         device = input.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            tensors = [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+            lower = (torch.float32, torch.float16, torch.bfloat16)  # float64 and indices stay
+            tensors = [t.to(dtype) if t is not None and t.dtype in lower else t for t in tensors]
         input, core, bias, *factors = tensors
         return input, core, bias, factors
+
+    def input_norm(self, input):
+        """Norm of an input as the factor of a weight gradient."""
+        return torch.linalg.vector_norm(input)
 
     @classmethod
     def _truncated(cls, weight, ranks, tol, modes, method):
@@ -246,7 +251,7 @@ def copied(layer, weight, bias):
 def filled(new, dense, core, factors):
     dtype = dense.weight.dtype
     new.assign(core.to(dtype), [None if f is None else f.to(dtype) for f in factors])
-    if dense.bias is not None:
+    if new.bias is not None:
         new.bias.copy_(dense.bias)
     new.requires_grad_(dense.weight.requires_grad)
     return new.train(dense.training)
