@@ -40,10 +40,9 @@ def truncate(layers, cores):
 
 
 def rotate(layers, found, projections):
-    bases = [u for x in layers for u in x.bases]
-    ranks = [r for x in layers for r in x.ranks]
-    flat = [p for own in projections for p in own]
-    return [torch.cat([u, v], 1)[:, : len(p)] @ p[:, :r] for u, v, p, r in zip(bases, found, flat, ranks)]
+    bases = [torch.cat([u, v], 1) for u, v in zip((u for x in layers for u in x.bases), found)]
+    rotations = zip(bases, (p for own in projections for p in own), (r for x in layers for r in x.ranks))
+    return tk.rotate_bases(*zip(*((b[:, : len(p)], p[:, :r]) for b, p, r in rotations)))
 
 
 def step(layers):

@@ -249,6 +249,13 @@ tk_truncation truncation(const GivenTruncation& given) {
   return p;
 }
 
+// (basis, rotation, rotated, n, size, rank, rotation_row)
+using GivenRotation = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+tk_rotation_problem rotation(const GivenRotation& given) {
+  const auto& [basis, matrix, rotated, n, size, rank, row] = given;
+  return {pointer(basis), pointer(matrix), pointer(rotated), n, size, rank, row};
+}
+
 // (matrix, q, r, m, n)
 using GivenQR = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 tk_qr qr(const GivenQR& given) {
@@ -281,4 +288,5 @@ void bind_cuda(py::module_& m) {
   bind(m, "hosvd_truncate", truncation, tk::hosvd_truncate_plan, TK_CALL(tk_hosvd_truncate_cuda));
   bind(m, "batched_qr", qr, tk::batched_qr_plan, TK_CALL(tk_batched_qr_cuda));
   bind(m, "batched_svd", svd, tk::batched_svd_plan, TK_CALL(tk_batched_svd_cuda));
+  bind(m, "rotate_bases", rotation, tk::rotate_bases_plan, TK_CALL(tk_rotate_bases_cuda));
 }

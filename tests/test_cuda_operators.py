@@ -11,6 +11,7 @@ import pytest
 import tdlrt
 import test_batched_svd
 import test_hosvd_truncate
+import test_rotate_bases as test_rotate_bases_elsewhere
 import test_tangent_basis
 import torch
 from matrix_families import cores, gaussian, matrices, orthonormal, tangent_problems
@@ -215,6 +216,25 @@ def test_factors_of_a_matrix_that_is_not_finite_are_nan(operator, device):
     for alone, first, spoilt in zip(operator([A.to(device)]), *zip(*operator([A.to(device), bad.to(device)]))):
         assert torch.isnan(spoilt).all()
         assert torch.equal(alone[0], first)
+
+
+@pytest.mark.parametrize("defect", [0.0, 1e-3])
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_rotate_bases(dtype, defect, device):
+    bases, rotations = test_rotate_bases_elsewhere.problems(dtype, defect)
+    found = tk.rotate_bases([b.to(device) for b in bases], [p.to(device) for p in rotations])
+    for basis, rotation, rotated in zip(bases, rotations, found):
+        test_rotate_bases_elsewhere.check(basis, rotation, rotated.cpu(), 3 * defect)
+    with pytest.raises(AssertionError):
+        test_rotate_bases_elsewhere.check(bases[4], rotations[4].flip(0), found[4].cpu(), 3 * defect)
+
+
+def test_rotations_where_they_lie_and_what_is_not_finite(device):
+    basis, rotation = orthonormal(40, 20).float().to(device), orthonormal(20, 20, 1).float().to(device)
+    (plain,), (leading,) = (tk.rotate_bases([basis], [p]) for p in (rotation[:, :7].contiguous(), rotation[:, :7]))
+    assert torch.equal(plain, leading)
+    basis[3, 2] = math.nan
+    assert tk.rotate_bases([basis], [rotation])[0].isnan().any()
 
 
 # ---- truncation -------------------------------------------------------------------------------------------

@@ -146,6 +146,24 @@ def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, devi
 
 
 @st.composite
+def rotations(draw):
+    size = draw(st.integers(1, 1500))
+    rank = draw(st.integers(0, size))
+    return OUT, OUT, OUT, draw(st.integers(1, 3000)), size, rank, draw(st.integers(rank, size))
+
+
+@quick
+@given(dtypes, st.lists(rotations(), min_size=1, max_size=5), devices)
+def test_rotate_bases_is_three_launches(dtype, problems, device):
+    plan = check(_C.rotate_bases_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    living = [p for p in problems if p[5] > 0]
+    kernels = [launch["kernel"] for launch in plan["launches"]]
+    assert kernels == (["grouped_gemm", "gram", "triangular_product"] if living else [])
+    for launch in plan["launches"]:
+        assert len(launch["problems"]) == len(living)
+
+
+@st.composite
 def truncations(draw, fixed):
     shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     cut = [draw(st.booleans()) for _ in shape]
@@ -219,12 +237,13 @@ def launches(plan):
     return len(plan["launches"]) + math.ceil(len(plan["table"]) / PIECE)
 
 
-@pytest.mark.parametrize(("modes", "most"), [(2, 22), (4, 27)])
+@pytest.mark.parametrize(("modes", "most"), [(2, 26), (4, 31)])
 @pytest.mark.parametrize("fraction", [1 / 8, 1 / 4, 1 / 2])
 def test_a_resnet18_step_takes_few_launches(fraction, modes, most):
     """Kernels run once for all layers and modes, so that only the table grows with depth."""
     ranks = [r for pair in resnet18(fraction) for r in pair]
     tangent = [(OUT, OUT, OUT, OUT, int(r / fraction), r, r) for r in ranks]
+    rotated = [(OUT, OUT, OUT, int(r / fraction), 2 * r, r, 2 * r) for r in ranks]
     projections = [OUT] * modes + [0] * (4 - modes)
     cores = [
         (OUT, OUT, projections, OUT, OUT, shape, [1, 1, 1, 1], shape, 4, 0.1, False, 12)
@@ -235,10 +254,11 @@ def test_a_resnet18_step_takes_few_launches(fraction, modes, most):
         return (
             check(_C.tangent_basis_cuda_plan(0, tangent[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
             check(_C.hosvd_truncate_cuda_plan(0, cores[:layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+            check(_C.rotate_bases_cuda_plan(0, rotated[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
         )
 
     whole, shallow = plans(len(cores)), plans(1)
-    assert [len(p["launches"]) for p in whole] == [len(p["launches"]) for p in shallow] == [8, 7 + 2 * modes]
+    assert [len(p["launches"]) for p in whole] == [len(p["launches"]) for p in shallow] == [8, 7 + 2 * modes, 3]
     assert sum(map(launches, whole)) <= most
 
 

@@ -138,11 +138,13 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
 
 @implements("cuda")
 def rotate_bases(bases, rotations):
-    """A product kernel three times per basis: the launches grow with the list, unlike those of the other operators."""
-    found = []
-    for basis, rotation in zip(bases, rotations):
-        q = mode_dot(basis, rotation, 1, True)
-        found.append(1.5 * q - 0.5 * mode_dot(q, cross_gram(q, q, 1), 1, True))
+    us = [u.contiguous() for u in bases]
+    # Leading columns of a larger matrix are read where they are.
+    ps = [p if p.stride(1) == 1 and p.stride(0) >= p.shape[1] else p.contiguous() for p in rotations]
+    found = [u.new_empty(u.shape[0], p.shape[1]) for u, p in zip(us, ps)]
+    rows = [max(p.stride(0), p.shape[1]) for p in ps]
+    problems = [(*_addresses(row), *row[0].shape, row[1].shape[1], step) for *row, step in zip(us, ps, found, rows)]
+    _launch("rotate_bases", us[0], problems)
     return found
 
 

@@ -139,4 +139,5 @@ TK_OPERATOR(tangent_basis, tk_tangent)
 TK_OPERATOR(hosvd_truncate, tk_truncation)
 TK_OPERATOR(batched_qr, tk_qr)
 TK_OPERATOR(batched_svd, tk_svd)
+TK_OPERATOR(rotate_bases, tk_rotation_problem)
 #undef TK_OPERATOR

@@ -23,5 +23,6 @@ PlanFunction<tk_tangent> tangent_basis_plan;
 PlanFunction<tk_truncation> hosvd_truncate_plan;
 PlanFunction<tk_qr> batched_qr_plan;
 PlanFunction<tk_svd> batched_svd_plan;
+PlanFunction<tk_rotation_problem> rotate_bases_plan;
 
 }  // namespace tk

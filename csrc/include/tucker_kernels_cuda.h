@@ -67,6 +67,10 @@ typedef struct {
 TK_API tk_status tk_hosvd_truncate_cuda(tk_dtype dtype, int32_t count, const tk_truncation* problems,
                                         void* workspace, int64_t* workspace_bytes, void* stream);
 
+/* See tk_rotate_bases_cpu; all of a problem's sizes below 2^31, any rank. */
+TK_API tk_status tk_rotate_bases_cuda(tk_dtype dtype, int32_t count, const tk_rotation_problem* problems,
+                                      void* workspace, int64_t* workspace_bytes, void* stream);
+
 /* Reduced QR of matrix (m, n): q (m, k), r (k, n), k = min(m, n), non-negative diagonal. A column that
  * depends on those before it has a zero column in q and a zero row in r. NaN where the matrix is not finite.
  */

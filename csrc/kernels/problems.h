@@ -58,7 +58,8 @@ struct ProjectionProblem {
   int32_t first_tile;  // tiles are strips of 16 columns; one where there is no column, for the flag's sake
 };
 
-// out[i,j] = Σ_k a[i,k] b[k,j] in double precision, i < m; b is n×n, row-major.
+// out[i,j] = Σ_k a[i,k] b[k,j] in double precision, i < m; b is n×n, row-major. With `newton`, b = aᵀa and
+// out = (3 a − a b) / 2.
 template <class T>
 struct TriangularProblem {
   const T* a;
@@ -69,6 +70,7 @@ struct TriangularProblem {
   int32_t m, n;
   int32_t first_tile;
   int32_t packed;  // zero: b is upper triangular
+  int32_t newton;
   OnFlag on_flag;  // not `source`
 };
 

@@ -1,9 +1,11 @@
-// Matrices times inverted triangular factors, many in one launch and in double precision: what a triangular
-// solve is after semidefinite_cholesky has inverted its factor. Rounding R⁻¹ or the sums to float32 would
-// lose directions that are nearly dependent on others: the entries of R⁻¹ grow as the remainders shrink, and
-// the large terms cancel.
+// Matrices times square factors in double precision, many in one launch.
 //
-//   out[i,j] = Σ_k a[i,k] b[k,j]
+//   out[i,j] = Σ_k a[i,k] b[k,j],   or  3/2 a[i,j] − 1/2 Σ_k a[i,k] b[k,j]
+//
+// The first is what a triangular solve is after semidefinite_cholesky has inverted its factor. Rounding R⁻¹
+// or the sums to float32 would lose directions that are nearly dependent on others: the entries of R⁻¹ grow
+// as the remainders shrink, and the large terms cancel. The second is a Newton step towards the nearest
+// orthonormal matrix, where b = aᵀa (Björck & Bowie 1971).
 //
 // Layout: a and out by strides, b contiguous n×n (TriangularProblem). Tiling: 128 threads make a 64×64 tile
 // of out (double_tile.cuh), in steps of 16 over k, up to the diagonal where b is upper triangular; 40,960
@@ -51,6 +53,7 @@ __global__ void __launch_bounds__(gram_threads)
       sums.each([&](int i, int j, double value) {
         const int row = i0 + i, column = j0 + j;
         if (row >= p.m || column >= p.n) return;
+        if (p.newton) value = 1.5 * p.a[of_a(row, column)] - 0.5 * value;
         if (flagged && p.on_flag == OnFlag::identity) value = row == column;
         if (flagged && p.on_flag == OnFlag::nan) value = nan("");
         p.out[row * p.out_row + column * p.out_col] = T(value);
