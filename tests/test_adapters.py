@@ -63,11 +63,12 @@ def test_the_dense_weights_stay_and_the_sum_learns(integrator, modes):
 
 def test_one_pass_equals_two_pass_from_the_zero_core_on():
     found = []
-    for integrator in ("one_pass", "two_pass"):
+    for options in ({}, {"retain": "inline"}, {"integrator": "two_pass"}):
         model = tdlrt.adapt(network(), ranks=2, min_features=4)
-        train(model, 4, integrator)
+        train(model, 4, **options)
         found.append(tdlrt.to_dense(model).state_dict())
-    for name, value in found[0].items():
+    for name, value in found[2].items():
+        assert torch.allclose(value, found[0][name], rtol=0, atol=1e-10), name
         assert torch.allclose(value, found[1][name], rtol=0, atol=1e-10), name
 
 

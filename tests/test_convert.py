@@ -165,6 +165,23 @@ def test_round_trips(modes):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())  # the model itself is untouched
 
 
+def test_a_model_on_the_meta_device_takes_ranks_and_is_filled_later():
+    def net():
+        return nn.Sequential(nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 9, 10))
+
+    with torch.device("meta"):
+        model = tdlrt.tuckerize(net(), ranks=0.5)
+        with pytest.raises(ValueError, match="meta device has no values"):
+            tdlrt.tuckerize(net(), tol=0.1)
+    stored = tdlrt.tuckerize(net(), ranks=3)
+    model.to_empty(device="cpu").load_state_dict(stored.state_dict())
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(model(x), stored(x))
+    fresh = model[0].to_empty(device="cpu")
+    fresh.reset_parameters()
+    assert tdlrt.orthogonality_error(fresh) < 1e-6
+
+
 def test_requires_grad_and_training_mode_are_kept():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[0].requires_grad_(False)

@@ -143,6 +143,11 @@ class TuckerLayer(nn.Module):
                 raise ValueError(f"tol is {tol!r}; allowed are numbers from 0 to below 1")
             bounds = {"tol": tol}
         work = weight.detach()
+        if work.is_meta:
+            if tol is not None:
+                raise ValueError(f"tol is {tol}, but a weight on the meta device has no values to find ranks from")
+            sizes = enumerate(zip(work.shape, bounds["ranks"]))
+            return work.new_empty(bounds["ranks"]), [work.new_empty(size) if i in modes else None for i, size in sizes]
         if work.dtype not in (torch.float32, torch.float64):
             work = work.float()
         work = work.contiguous()
