@@ -169,10 +169,10 @@ def test_a_model_on_the_meta_device_takes_ranks_and_is_filled_later():
     def net():
         return nn.Sequential(nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 9, 10))
 
-    with torch.device("meta"):
-        model = tdlrt.tuckerize(net(), ranks=0.5)
-        with pytest.raises(ValueError, match="meta device has no values"):
-            tdlrt.tuckerize(net(), tol=0.1)
+    model = tdlrt.tuckerize(net().to("meta"), ranks=0.5)
+    assert all(p.is_meta for p in model.parameters())
+    with pytest.raises(ValueError, match="meta device has no values"):
+        tdlrt.tuckerize(net().to("meta"), tol=0.1)
     stored = tdlrt.tuckerize(net(), ranks=3)
     model.to_empty(device="cpu").load_state_dict(stored.state_dict())
     x = torch.randn(2, 8, 5, 5)
