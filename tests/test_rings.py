@@ -21,7 +21,9 @@ ALLOWED = {  # inside tucker_kernels: which module may import which others; ever
     "reference": {"backends"},
     "library": {"backends", "reference"},
     "functions": {"library", "reference"},
-    "functional": {"backends", "functions", "library", "reference", "validation", "cost_model"},
+    "functional": {"functions", "library", "reference", "validation"},
+    "convolution": {"backends", "cost_model", "functional", "functions", "library", "reference", "validation"},
+    "linear": {"convolution", "cost_model", "functional", "functions", "library", "validation"},
 }
 
 

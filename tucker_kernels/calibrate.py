@@ -11,7 +11,7 @@ import time
 import torch
 
 from tucker_kernels import cost_model
-from tucker_kernels.functional import tucker_conv
+from tucker_kernels.convolution import tucker_conv
 
 LAYER = cost_model.Conv(8, 128, 128, 32, 32, (16, 16), (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
 TINY = dataclasses.replace(LAYER, batch=1, n_out=8, n_in=8, r_out=8, r_in=8, size=(1, 1), out_size=(1, 1))

@@ -1,4 +1,6 @@
-"""The public operators: arguments are checked, a path is chosen, and a differentiable function is called.
+"""The public operators of multilinear algebra: arguments are checked and a differentiable function is called.
+
+The layers made of them are in `convolution.py` and `linear.py`.
 
 Shapes are written with the weight's own order: mode 1 is output channels, mode 2 input channels, the rest the window.
 Every function raises `ValueError` for shapes and ranges and `TypeError` for dtypes and kinds, and takes float32 and
@@ -9,14 +11,12 @@ import math
 
 import torch
 
-from tucker_kernels import cost_model, reference, validation
-from tucker_kernels.backends import chosen
+from tucker_kernels import reference, validation
 from tucker_kernels.functions import (
     BatchedQR,
     BatchedSVD,
     ModeDot,
     MultiModeDot,
-    TuckerConv,
 )
 from tucker_kernels.library import call, ops
 
@@ -63,13 +63,13 @@ def mode_dot(tensor, matrix, mode, transpose=False):
     return _mode_dot(tensor, matrix, mode, transpose)
 
 
-def _needs_gradient(*operands):
+def needs_gradient(*operands):
     """A `Function` costs as much again as a small product, so it is left out where no gradient can be asked for."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
 
 
 def _mode_dot(tensor, matrix, mode, transpose):
-    if _needs_gradient(tensor, matrix):
+    if needs_gradient(tensor, matrix):
         return ModeDot.apply(tensor, matrix, mode, transpose)
     return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
 
@@ -99,10 +99,10 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
     for i, m in enumerate(matrices):
         if m is not None:
             validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
-    return _multi_mode_dot(tensor, matrices, modes, transpose)
+    return multiply(tensor, matrices, modes, transpose)
 
 
-def _multi_mode_dot(tensor, matrices, modes, transpose):
+def multiply(tensor, matrices, modes, transpose):
     """Of arguments that were checked."""
     chosen = [mode for mode, m in zip(modes, matrices) if m is not None]
     operands = [m for m in matrices if m is not None]
@@ -110,7 +110,7 @@ def _multi_mode_dot(tensor, matrices, modes, transpose):
         return tensor
     if len(chosen) == 1:
         return _mode_dot(tensor, operands[0], chosen[0], transpose)
-    if _needs_gradient(tensor, *operands):
+    if needs_gradient(tensor, *operands):
         return MultiModeDot.apply(tensor, chosen, transpose, *operands)
     return call(ops.multi_mode_dot.default, tensor, operands, chosen, transpose)
 
@@ -121,11 +121,11 @@ def tucker_to_tensor(core, factors):
     core: (r_1, …, r_d); factors: d matrices (n_i, r_i). Returns (n_1, …, n_d). Half precisions are accepted.
     """
     validation.tensor("core", core)
-    _check_factors("core", core, factors)
-    return _multi_mode_dot(core, factors, range(core.ndim), False)
+    check_factors("core", core, factors)
+    return multiply(core, factors, range(core.ndim), False)
 
 
-def _check_factors(name, core, factors):
+def check_factors(name, core, factors):
     if len(validation.sequence("factors", factors)) != core.ndim:
         raise ValueError(
             f"factors has {len(factors)} entries, but {name} has {core.ndim} modes; use None for a mode that is not "
@@ -134,245 +134,6 @@ def _check_factors(name, core, factors):
     for i, factor in enumerate(factors):
         if factor is not None:
             validation.matrix_for_mode(f"factors[{i}]", factor, core, i, False, (name, core))
-
-
-def _conv_geometry(input, core, stride, padding, dilation):
-    window = core.ndim - 2
-    if not 1 <= window <= 3:
-        raise ValueError(f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
-    validation.tensor("input", input, ndim=core.ndim, like=("core", core))
-    stride = validation.per_dimension("stride", stride, window, 1)
-    padding = validation.per_dimension("padding", padding, window, 0)
-    return stride, padding, validation.per_dimension("dilation", dilation, window, 1)
-
-
-def _output_size(input, window, stride, padding, dilation):
-    sizes = [
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, k, t, p, d in zip(input.shape[2:], window, stride, padding, dilation)
-    ]
-    if min(sizes) < 1:
-        raise ValueError(
-            f"input of size {tuple(input.shape[2:])} with padding {tuple(padding)} is smaller than the window "
-            f"{tuple(window)} with dilation {tuple(dilation)}"
-        )
-    return sizes
-
-
-def _asked_once_per_compilation(function):
-    """`torch.compiler.assume_constant_result`, without importing the whole compiler (and Triton) for it."""
-    function._dynamo_marked_constant = True
-    return function
-
-
-@_asked_once_per_compilation
-def _has_compiled_convolution(device):
-    return device == "cpu" and chosen("tucker_conv_forward", device) == "cpu"
-
-
-@_asked_once_per_compilation
-def _threads():
-    return torch.get_num_threads()
-
-
-def _cheapest_path(conv, input, training):
-    """The fused kernel takes part where its cost is known: on the CPU, if the compiled back end may be used."""
-    fused = input.ndim <= 4 and _has_compiled_convolution(input.device.type)
-    paths = ("chain", *(("fused",) if fused and input.dtype != torch.float16 else ()), "reconstruct")
-    name = str(input.dtype).removeprefix("torch.")
-    return cost_model.choose(conv, paths, dtype=name, training=training, threads=_threads())
-
-
-def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
-    """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
-
-    Args:
-        input: (batch, C_in, *size). Contiguous and channels-last inputs keep their format.
-        core: (r_out, r_in, *window ranks).
-        factors: [U_out (C_out, r_out), U_in (C_in, r_in), one (window, rank) per window dimension]; `None` where a
-            mode is not factorised.
-        bias: (C_out,) or None.
-        stride, padding, dilation: an integer or one per window dimension.
-        path: "chain" (1×1 → core window → 1×1), "reconstruct" (one dense convolution with the full weight), "fused"
-            (the chain in one kernel, where a back end has one), or "auto": whichever `cost_model` expects to be
-            fastest.
-        recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
-
-    Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
-    """
-    validation.tensor("core", core)
-    stride, padding, dilation = _conv_geometry(input, core, stride, padding, dilation)
-    _check_factors("core", core, factors)
-    validation.choice("path", path, ("auto", *cost_model.PATHS))
-    out_factor, in_factor, *window_factors = factors
-    n_out = core.shape[0] if out_factor is None else out_factor.shape[0]
-    n_in = core.shape[1] if in_factor is None else in_factor.shape[0]
-    if input.shape[1] != n_in:
-        raise ValueError(f"input has {input.shape[1]} channels, but the weight takes {n_in}")
-    if bias is not None:
-        validation.tensor("bias", bias, ndim=1, like=("core", core))
-        if bias.shape[0] != n_out:
-            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
-    core = _multi_mode_dot(core, window_factors, range(2, core.ndim), False)
-    window = core.shape[2:]
-    sizes = _output_size(input, window, stride, padding, dilation)
-    operands = (input, core, out_factor, in_factor, bias)
-    if path == "auto":
-        conv = cost_model.Conv(
-            *(input.shape[0], n_out, n_in),
-            *(None if factor is None else factor.shape[1] for factor in (out_factor, in_factor)),
-            *(tuple(v) for v in (input.shape[2:], sizes, window, stride, padding, dilation)),
-        )
-        path = _cheapest_path(conv, input, _needs_gradient(*operands))
-    if path == "reconstruct":
-        weight = _multi_mode_dot(core, [out_factor, in_factor], (0, 1), False)
-        convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
-        y = convolution(input, weight, bias, stride, padding, dilation)
-        return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
-    if _needs_gradient(*operands):
-        return TuckerConv.apply(*operands, stride, padding, dilation, path, not recompute)
-    return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]
-
-
-def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1, known=None):
-    """Gradient of a convolution's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
-
-    One layer-local contraction of the layer's input and output gradient. With augmented bases [U|V] it is the augmented
-    core gradient of the one-pass step (no second forward or backward pass).
-
-    Args:
-        input: (batch, C_in, *size); grad_output: (batch, C_out, *output size), the gradient of the loss.
-        factors: as in `tucker_conv`; `None` where a mode is not factorised.
-        window: the full window sizes; needed for window modes without a factor, and may be left out otherwise.
-        known: (output, input), how many leading channels of the two bases the caller has the gradient of. That block,
-            for all of the window, is not computed but zero.
-
-    Returns: (r_out, r_in, *window ranks). Not differentiable.
-    """
-    count = len(validation.sequence("factors", factors)) - 2
-    if not 1 <= count <= 3:
-        raise ValueError(f"factors has {count + 2} entries; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
-    if window is None:
-        if any(f is None for f in factors[2:]):
-            raise ValueError("window is None, but some window factor is None too; give the sizes")
-        window = [f.shape[0] for f in factors[2:]]
-    window = validation.per_dimension("window", window, count, 1)
-    validation.tensor("input", input, ndim=count + 2)
-    validation.tensor("grad_output", grad_output, ndim=count + 2, like=("input", input))
-    stride = validation.per_dimension("stride", stride, count, 1)
-    padding = validation.per_dimension("padding", padding, count, 0)
-    dilation = validation.per_dimension("dilation", dilation, count, 1)
-    channels = [
-        (grad_output.shape[1], f"grad_output has {grad_output.shape[1]} channels"),
-        (input.shape[1], f"input has {input.shape[1]} channels"),
-    ]
-    windows = [(k, f"window[{i}] is {k}") for i, k in enumerate(window)]
-    validation.bases("factors", factors, channels + windows, ("input", input))
-    expected = (input.shape[0], grad_output.shape[1], *_output_size(input, window, stride, padding, dilation))
-    if tuple(grad_output.shape) != expected:
-        raise ValueError(
-            f"grad_output has shape {tuple(grad_output.shape)}; for this input and window it must be {expected}"
-        )
-    known = [] if known is None else validation.integers("known", known)
-    if known:
-        ranks = [n if f is None else f.shape[1] for f, (n, _) in zip(factors, channels)]
-        if len(known) != 2 or not all(0 <= k <= r for k, r in zip(known, ranks)):
-            raise ValueError(f"known is {tuple(known)}; allowed are two integers from 0 to {tuple(ranks)}, or none")
-    with torch.no_grad():
-        gradient = ops.rank_space_wgrad(
-            input, grad_output, factors[0], factors[1], window, stride, padding, dilation, known
-        )
-        return _multi_mode_dot(gradient, factors[2:], range(2, gradient.ndim), True)
-
-
-def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
-    """Linear layer whose weight, seen as (*out_modes, *in_modes), is `tucker_to_tensor(core, factors)`.
-
-    Args:
-        input: (..., n_in) with n_in the product of the input modes.
-        core: (r_1, …, r_d), the first `out_modes` of them on the output side.
-        factors: d matrices (n_i, r_i), `None` where a mode is not factorised. Two modes are U C Vᵀ.
-        bias: (n_out,) or None.
-        out_modes: how many leading modes make up the output.
-        path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight), or
-            "auto" (fewest operations), or "fused": two modes as a convolution of one pixel, in whichever
-            kernel the back end has for that.
-
-    Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
-    """
-    validation.tensor("core", core)
-    if core.ndim < 2:
-        raise ValueError(f"core has {core.ndim} modes; a linear layer has at least 2")
-    _check_factors("core", core, factors)
-    validation.tensor("input", input, like=("core", core))
-    validation.choice("path", path, ("auto", *cost_model.PATHS))
-    validation.integer("out_modes", out_modes, 1, core.ndim - 1, " for this core")
-    sizes = [c if f is None else f.shape[0] for c, f in zip(core.shape, factors)]
-    n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
-    if input.ndim < 1 or input.shape[-1] != n_in:
-        raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
-    if bias is not None:
-        validation.tensor("bias", bias, ndim=1, like=("core", core))
-        if bias.shape[0] != n_out:
-            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
-    if path == "fused":
-        if core.ndim != 2:
-            raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
-        return _fused_linear(input, core, factors, bias)
-    rows = math.prod(input.shape[:-1])
-    r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
-    if path == "auto":
-        chain = rows * (n_in * r_in + r_in * r_out + r_out * n_out)
-        path = "chain" if chain <= (rows + r_in) * n_in * n_out else "reconstruct"
-    if path == "reconstruct":
-        weight = _multi_mode_dot(core, factors, range(core.ndim), False).reshape(n_out, n_in)
-        return torch.nn.functional.linear(input, weight, bias)
-    x = input.reshape(rows, *sizes[out_modes:])
-    inner = _multi_mode_dot(x, factors[out_modes:], range(1, x.ndim), True).reshape(rows, r_in)
-    outer = _mode_dot(inner, core.reshape(r_out, r_in), 1, False)
-    outer = outer.reshape(rows, *core.shape[:out_modes])
-    y = _multi_mode_dot(outer, factors[:out_modes], range(1, outer.ndim), False)
-    y = y.reshape(*input.shape[:-1], n_out)
-    return y if bias is None else y + bias
-
-
-def _fused_linear(input, core, factors, bias):
-    """U C Vᵀ x + b as a Tucker convolution of one pixel, whose operator back ends fuse."""
-    x = input.reshape(-1, input.shape[-1], 1, 1)
-    y = tucker_conv(x, core[:, :, None, None], [*factors, None, None], bias, path="fused")
-    return y.reshape(*input.shape[:-1], y.shape[1])
-
-
-def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
-    """Gradient of a linear layer's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
-
-    Args:
-        input: (..., n_in); grad_output: (..., n_out), the gradient of the loss.
-        factors: d matrices (n_i, r_i) or None; sizes: the d mode sizes n_i.
-
-    Returns: (r_1, …, r_d), (grad ×_out U_outᵀ)ᵀ (input ×_in U_inᵀ). Not differentiable.
-    """
-    validation.tensor("input", input)
-    validation.tensor("grad_output", grad_output, like=("input", input))
-    sizes = validation.integers("sizes", sizes, 1)
-    if len(sizes) != len(validation.sequence("factors", factors)):
-        raise ValueError(f"sizes has {len(sizes)} entries, but factors has {len(factors)}")
-    if len(sizes) < 2:
-        raise ValueError(f"sizes has {len(sizes)} entries; a linear layer has at least 2 modes")
-    validation.integer("out_modes", out_modes, 1, len(sizes) - 1, " for these sizes")
-    validation.bases("factors", factors, [(n, f"sizes[{i}] is {n}") for i, n in enumerate(sizes)], ("input", input))
-    n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
-    if input.ndim < 1 or input.shape[-1] != n_in:
-        raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
-    if tuple(grad_output.shape) != (*input.shape[:-1], n_out):
-        raise ValueError(f"grad_output has shape {tuple(grad_output.shape)}; it must be {(*input.shape[:-1], n_out)}")
-    with torch.no_grad():
-        x = input.reshape(-1, *sizes[out_modes:])
-        dy = grad_output.reshape(-1, *sizes[:out_modes])
-        x = _multi_mode_dot(x, factors[out_modes:], range(1, x.ndim), True)
-        dy = _multi_mode_dot(dy, factors[:out_modes], range(1, dy.ndim), True)
-        flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
-        return flat.reshape(*dy.shape[1:], *x.shape[1:])
 
 
 def tangent_basis(bases, directions):
@@ -528,7 +289,7 @@ def batched_qr(matrices):
     R, where a column depends on those before it). Differentiable where m_i ≥ n_i and the rank is full.
     """
     matrices = validation.matrices("matrices", matrices)
-    if not _needs_gradient(*matrices):
+    if not needs_gradient(*matrices):
         return tuple(call(ops.batched_qr.default, matrices))
     flat = BatchedQR.apply(*matrices)
     return list(flat[: len(matrices)]), list(flat[len(matrices) :])
@@ -542,7 +303,7 @@ def batched_svd(matrices):
     values are distinct and non-zero; signs of singular vectors are not determined.
     """
     matrices = validation.matrices("matrices", matrices)
-    if not _needs_gradient(*matrices):
+    if not needs_gradient(*matrices):
         return tuple(call(ops.batched_svd.default, matrices))
     flat, count = BatchedSVD.apply(*matrices), len(matrices)
     return list(flat[:count]), list(flat[count : 2 * count]), list(flat[2 * count :])

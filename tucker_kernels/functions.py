@@ -108,6 +108,21 @@ class TuckerConv(Function):
         return *(g if n else None for g, n in zip(grads, need)), None, None, None, None, None
 
 
+class EveryNth(Function):
+    """The pixels that a 1×1 window of the given stride sees, dense and in the input's memory format."""
+
+    @staticmethod
+    def forward(ctx, input, stride):
+        ctx.shape, ctx.format, ctx.stride = input.shape, reference.format_of(input), stride
+        return reference.every_nth(input, stride).contiguous(memory_format=ctx.format)
+
+    @staticmethod
+    def backward(ctx, grad):
+        full = grad.new_zeros(ctx.shape).contiguous(memory_format=ctx.format)
+        reference.every_nth(full, ctx.stride).copy_(grad)
+        return full, None
+
+
 class BatchedQR(Function):
     """Reduced QR of a list; differentiable for matrices of full column rank with at least as many rows as columns.
 

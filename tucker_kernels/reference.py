@@ -108,6 +108,11 @@ def format_of(tensor):
     return torch.contiguous_format
 
 
+def every_nth(image, stride):
+    """A view of the pixels that a 1×1 window of this stride sees."""
+    return image[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]
+
+
 def _pointwise(matrix, ndim):
     return matrix.reshape(*matrix.shape, *([1] * (ndim - 2)))
 

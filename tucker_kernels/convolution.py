@@ -1,0 +1,170 @@
+"""Convolutions with a Tucker weight: arguments are checked, a path is chosen, a differentiable function is called."""
+
+import torch
+
+from tucker_kernels import cost_model, reference, validation
+from tucker_kernels.backends import chosen
+from tucker_kernels.functional import check_factors, multiply, needs_gradient
+from tucker_kernels.functions import EveryNth, TuckerConv
+from tucker_kernels.library import call, ops
+
+
+def _conv_geometry(input, core, stride, padding, dilation):
+    window = core.ndim - 2
+    if not 1 <= window <= 3:
+        raise ValueError(f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
+    validation.tensor("input", input, ndim=core.ndim, like=("core", core))
+    stride = validation.per_dimension("stride", stride, window, 1)
+    padding = validation.per_dimension("padding", padding, window, 0)
+    return stride, padding, validation.per_dimension("dilation", dilation, window, 1)
+
+
+def _output_size(input, window, stride, padding, dilation):
+    sizes = [
+        (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, k, t, p, d in zip(input.shape[2:], window, stride, padding, dilation)
+    ]
+    if min(sizes) < 1:
+        raise ValueError(
+            f"input of size {tuple(input.shape[2:])} with padding {tuple(padding)} is smaller than the window "
+            f"{tuple(window)} with dilation {tuple(dilation)}"
+        )
+    return sizes
+
+
+def _seen_pixels(input, window, stride, padding):
+    """(input, stride) without the pixels that a 1×1 window steps over, which would be projected in vain."""
+    if max(stride) == 1 or max(window) > 1 or any(padding):
+        return input, stride
+    if needs_gradient(input):
+        return EveryNth.apply(input, stride), [1] * len(stride)
+    seen = reference.every_nth(input, stride).contiguous(memory_format=reference.format_of(input))
+    return seen, [1] * len(stride)
+
+
+def _asked_once_per_compilation(function):
+    """`torch.compiler.assume_constant_result`, without importing the whole compiler (and Triton) for it."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_asked_once_per_compilation
+def _has_compiled_convolution(device):
+    return device == "cpu" and chosen("tucker_conv_forward", device) == "cpu"
+
+
+@_asked_once_per_compilation
+def _threads():
+    return torch.get_num_threads()
+
+
+def _cheapest_path(conv, input, training):
+    """The fused kernel takes part where its cost is known: on the CPU, if the compiled back end may be used."""
+    fused = input.ndim <= 4 and _has_compiled_convolution(input.device.type)
+    paths = ("chain", *(("fused",) if fused and input.dtype != torch.float16 else ()), "reconstruct")
+    name = str(input.dtype).removeprefix("torch.")
+    return cost_model.choose(conv, paths, dtype=name, training=training, threads=_threads())
+
+
+def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
+    """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
+
+    Args:
+        input: (batch, C_in, *size). Contiguous and channels-last inputs keep their format.
+        core: (r_out, r_in, *window ranks).
+        factors: [U_out (C_out, r_out), U_in (C_in, r_in), one (window, rank) per window dimension]; `None` where a
+            mode is not factorised.
+        bias: (C_out,) or None.
+        stride, padding, dilation: an integer or one per window dimension.
+        path: "chain" (1×1 → core window → 1×1), "reconstruct" (one dense convolution with the full weight), "fused"
+            (the chain in one kernel, where a back end has one), or "auto": whichever `cost_model` expects to be
+            fastest.
+        recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
+
+    Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
+    """
+    validation.tensor("core", core)
+    stride, padding, dilation = _conv_geometry(input, core, stride, padding, dilation)
+    check_factors("core", core, factors)
+    validation.choice("path", path, ("auto", *cost_model.PATHS))
+    out_factor, in_factor, *window_factors = factors
+    n_out = core.shape[0] if out_factor is None else out_factor.shape[0]
+    n_in = core.shape[1] if in_factor is None else in_factor.shape[0]
+    if input.shape[1] != n_in:
+        raise ValueError(f"input has {input.shape[1]} channels, but the weight takes {n_in}")
+    if bias is not None:
+        validation.tensor("bias", bias, ndim=1, like=("core", core))
+        if bias.shape[0] != n_out:
+            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
+    core = multiply(core, window_factors, range(2, core.ndim), False)
+    window = core.shape[2:]
+    sizes = _output_size(input, window, stride, padding, dilation)
+    input, stride = _seen_pixels(input, window, stride, padding)
+    operands = (input, core, out_factor, in_factor, bias)
+    if path == "auto":
+        conv = cost_model.Conv(
+            *(input.shape[0], n_out, n_in),
+            *(None if factor is None else factor.shape[1] for factor in (out_factor, in_factor)),
+            *(tuple(v) for v in (input.shape[2:], sizes, window, stride, padding, dilation)),
+        )
+        path = _cheapest_path(conv, input, needs_gradient(*operands))
+    if path == "reconstruct":
+        weight = multiply(core, [out_factor, in_factor], (0, 1), False)
+        convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
+        y = convolution(input, weight, bias, stride, padding, dilation)
+        return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
+    if needs_gradient(*operands):
+        return TuckerConv.apply(*operands, stride, padding, dilation, path, not recompute)
+    return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]
+
+
+def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1, known=None):
+    """Gradient of a convolution's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
+
+    One layer-local contraction of the layer's input and output gradient. With augmented bases [U|V] it is the augmented
+    core gradient of the one-pass step (no second forward or backward pass).
+
+    Args:
+        input: (batch, C_in, *size); grad_output: (batch, C_out, *output size), the gradient of the loss.
+        factors: as in `tucker_conv`; `None` where a mode is not factorised.
+        window: the full window sizes; needed for window modes without a factor, and may be left out otherwise.
+        known: (output, input), how many leading channels of the two bases the caller has the gradient of. That block,
+            for all of the window, is not computed but zero.
+
+    Returns: (r_out, r_in, *window ranks). Not differentiable.
+    """
+    count = len(validation.sequence("factors", factors)) - 2
+    if not 1 <= count <= 3:
+        raise ValueError(f"factors has {count + 2} entries; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
+    if window is None:
+        if any(f is None for f in factors[2:]):
+            raise ValueError("window is None, but some window factor is None too; give the sizes")
+        window = [f.shape[0] for f in factors[2:]]
+    window = validation.per_dimension("window", window, count, 1)
+    validation.tensor("input", input, ndim=count + 2)
+    validation.tensor("grad_output", grad_output, ndim=count + 2, like=("input", input))
+    stride = validation.per_dimension("stride", stride, count, 1)
+    padding = validation.per_dimension("padding", padding, count, 0)
+    dilation = validation.per_dimension("dilation", dilation, count, 1)
+    channels = [
+        (grad_output.shape[1], f"grad_output has {grad_output.shape[1]} channels"),
+        (input.shape[1], f"input has {input.shape[1]} channels"),
+    ]
+    windows = [(k, f"window[{i}] is {k}") for i, k in enumerate(window)]
+    validation.bases("factors", factors, channels + windows, ("input", input))
+    expected = (input.shape[0], grad_output.shape[1], *_output_size(input, window, stride, padding, dilation))
+    if tuple(grad_output.shape) != expected:
+        raise ValueError(
+            f"grad_output has shape {tuple(grad_output.shape)}; for this input and window it must be {expected}"
+        )
+    known = [] if known is None else validation.integers("known", known)
+    if known:
+        ranks = [n if f is None else f.shape[1] for f, (n, _) in zip(factors, channels)]
+        if len(known) != 2 or not all(0 <= k <= r for k, r in zip(known, ranks)):
+            raise ValueError(f"known is {tuple(known)}; allowed are two integers from 0 to {tuple(ranks)}, or none")
+    with torch.no_grad():
+        input, stride = _seen_pixels(input, window, stride, padding)
+        gradient = ops.rank_space_wgrad(
+            input, grad_output, factors[0], factors[1], window, stride, padding, dilation, known
+        )
+        return multiply(gradient, factors[2:], range(2, gradient.ndim), True)

@@ -1,0 +1,100 @@
+"""Linear layers with a Tucker weight, the same way as `convolution.py`."""
+
+import math
+
+import torch
+
+from tucker_kernels import cost_model, validation
+from tucker_kernels.convolution import tucker_conv
+from tucker_kernels.functional import check_factors, multiply
+from tucker_kernels.library import ops
+
+
+def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
+    """Linear layer whose weight, seen as (*out_modes, *in_modes), is `tucker_to_tensor(core, factors)`.
+
+    Args:
+        input: (..., n_in) with n_in the product of the input modes.
+        core: (r_1, …, r_d), the first `out_modes` of them on the output side.
+        factors: d matrices (n_i, r_i), `None` where a mode is not factorised. Two modes are U C Vᵀ.
+        bias: (n_out,) or None.
+        out_modes: how many leading modes make up the output.
+        path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight), or
+            "auto" (fewest operations), or "fused": two modes as a convolution of one pixel, in whichever
+            kernel the back end has for that.
+
+    Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
+    """
+    validation.tensor("core", core)
+    if core.ndim < 2:
+        raise ValueError(f"core has {core.ndim} modes; a linear layer has at least 2")
+    check_factors("core", core, factors)
+    validation.tensor("input", input, like=("core", core))
+    validation.choice("path", path, ("auto", *cost_model.PATHS))
+    validation.integer("out_modes", out_modes, 1, core.ndim - 1, " for this core")
+    sizes = [c if f is None else f.shape[0] for c, f in zip(core.shape, factors)]
+    n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
+    if input.ndim < 1 or input.shape[-1] != n_in:
+        raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
+    if bias is not None:
+        validation.tensor("bias", bias, ndim=1, like=("core", core))
+        if bias.shape[0] != n_out:
+            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
+    if path == "fused":
+        if core.ndim != 2:
+            raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
+        return _fused_linear(input, core, factors, bias)
+    rows = math.prod(input.shape[:-1])
+    r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
+    if path == "auto":
+        chain = rows * (n_in * r_in + r_in * r_out + r_out * n_out)
+        path = "chain" if chain <= (rows + r_in) * n_in * n_out else "reconstruct"
+    if path == "reconstruct":
+        weight = multiply(core, factors, range(core.ndim), False).reshape(n_out, n_in)
+        return torch.nn.functional.linear(input, weight, bias)
+    x = input.reshape(rows, *sizes[out_modes:])
+    inner = multiply(x, factors[out_modes:], range(1, x.ndim), True).reshape(rows, r_in)
+    outer = multiply(inner, [core.reshape(r_out, r_in)], [1], False)
+    outer = outer.reshape(rows, *core.shape[:out_modes])
+    y = multiply(outer, factors[:out_modes], range(1, outer.ndim), False)
+    y = y.reshape(*input.shape[:-1], n_out)
+    return y if bias is None else y + bias
+
+
+def _fused_linear(input, core, factors, bias):
+    """U C Vᵀ x + b as a Tucker convolution of one pixel, whose operator back ends fuse."""
+    x = input.reshape(-1, input.shape[-1], 1, 1)
+    y = tucker_conv(x, core[:, :, None, None], [*factors, None, None], bias, path="fused")
+    return y.reshape(*input.shape[:-1], y.shape[1])
+
+
+def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
+    """Gradient of a linear layer's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
+
+    Args:
+        input: (..., n_in); grad_output: (..., n_out), the gradient of the loss.
+        factors: d matrices (n_i, r_i) or None; sizes: the d mode sizes n_i.
+
+    Returns: (r_1, …, r_d), (grad ×_out U_outᵀ)ᵀ (input ×_in U_inᵀ). Not differentiable.
+    """
+    validation.tensor("input", input)
+    validation.tensor("grad_output", grad_output, like=("input", input))
+    sizes = validation.integers("sizes", sizes, 1)
+    if len(sizes) != len(validation.sequence("factors", factors)):
+        raise ValueError(f"sizes has {len(sizes)} entries, but factors has {len(factors)}")
+    if len(sizes) < 2:
+        raise ValueError(f"sizes has {len(sizes)} entries; a linear layer has at least 2 modes")
+    validation.integer("out_modes", out_modes, 1, len(sizes) - 1, " for these sizes")
+    validation.bases("factors", factors, [(n, f"sizes[{i}] is {n}") for i, n in enumerate(sizes)], ("input", input))
+    n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
+    if input.ndim < 1 or input.shape[-1] != n_in:
+        raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
+    if tuple(grad_output.shape) != (*input.shape[:-1], n_out):
+        raise ValueError(f"grad_output has shape {tuple(grad_output.shape)}; it must be {(*input.shape[:-1], n_out)}")
+    with torch.no_grad():
+        x = input.reshape(-1, *sizes[out_modes:])
+        dy = grad_output.reshape(-1, *sizes[:out_modes])
+        x = multiply(x, factors[out_modes:], range(1, x.ndim), True)
+        dy = multiply(dy, factors[:out_modes], range(1, dy.ndim), True)
+        flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
+        return flat.reshape(*dy.shape[1:], *x.shape[1:])
