@@ -6,10 +6,13 @@
     harness.save("mode_dot", rows)                          # bench/results/mode_dot.json
 
 Candidates take turns inside one process, so that a busy machine slows all of them alike: trust the ratios, not the
-times. Import this module before torch; it makes OpenMP threads sleep, not spin, while they wait.
+times. Import this module before torch; it makes OpenMP threads sleep, not spin, while they wait, and malloc keep what
+is given back: else every candidate's results of some megabytes come from fresh pages, whose faults cost as much as the
+arithmetic, and whether they do depends on what else was allocated before.
 """
 
 import contextlib
+import ctypes
 import datetime
 import itertools
 import json
@@ -22,6 +25,9 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if platform.libc_ver()[0] == "glibc":
+    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        ctypes.CDLL(None).mallopt(option, 1 << 30)
 
 import torch
 

@@ -50,6 +50,7 @@ CONVS = [
     Conv("every_number_differs", stride=(2, 1), padding=(1, 2), dilation=(1, 2), size=(9, 8)),
     Conv("padding_beyond_the_window", window=(1, 1), padding=2, stride=3),
     Conv("window_1x1", window=(1, 1)),
+    Conv("window_1x1_stride", window=(1, 1), stride=(2, 3)),
     Conv("window_5x1", window=(5, 1), padding=(2, 0)),
     Conv("window_factors", window_ranks=(2, 1), padding=1),
     Conv("one_window_factor", window_ranks=(None, 2), padding=1),

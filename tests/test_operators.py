@@ -199,6 +199,7 @@ WEIGHTED = {
     "ModeDot": lambda: (lambda x, m: functions.ModeDot.apply(x, m, 1, False), (rand(2, 3, 4), rand(5, 3))),
     "ModeDot_transposed": lambda: (lambda x, m: functions.ModeDot.apply(x, m, 1, True), (rand(2, 3, 4), rand(3, 5))),
     "CrossGram": lambda: (lambda a, b: functions.CrossGram.apply(a, b, 1), (rand(2, 3, 4), rand(2, 5, 4))),
+    "EveryNth": lambda: (lambda x: functions.EveryNth.apply(x, [2, 3]), (rand(2, 3, 5, 4, last=True),)),
     "MultiModeDot": lambda: (
         lambda x, *m: functions.MultiModeDot.apply(x, [0, 2], False, *m),
         (rand(2, 3, 4), rand(3, 2), rand(2, 4)),

@@ -3,6 +3,7 @@
 The small problems of test_tucker_conv.py go through it too (path "fused"); these are large enough to be cut up.
 """
 
+import itertools
 import logging
 import os
 import subprocess
@@ -16,6 +17,7 @@ from problems import Conv
 from tolerances import assert_close
 
 import tucker_kernels as tk
+from tucker_kernels import cost_model
 from tucker_kernels.backends import _log_refusal
 from tucker_kernels.library import ops
 
@@ -166,6 +168,21 @@ def test_core_gradient_in_augmented_bases(name, dtype, threads):
         wanted[: known[0], : known[1]] = 0
         assert_close(found, wanted, "core_grad", scale)
         assert not found[: known[0], : known[1]].any()
+
+
+@pytest.mark.parametrize("late", list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize("known", [(), (3, 5)])
+def test_bases_may_be_applied_to_the_gradient(late, known, monkeypatch):
+    monkeypatch.setattr(cost_model, "project_gradient", lambda *_: late)
+    problem = BY_NAME["ragged"]
+    input, core, factors, _ = problem.operands(torch.float64)
+    grad = torch.randn_like(oracles.conv(input, core, factors, None, *problem.geometry))
+    geometry = [[1, 1]] * 3
+    found = ops.rank_space_wgrad(input, grad, *factors[:2], [3, 3], *geometry, known)
+    with tk.use_backend("reference"):
+        expected = ops.rank_space_wgrad(input, grad, *factors[:2], [3, 3], *geometry, known)
+    assert_close(found, expected, "core_grad")
+    assert not known or not found[:3, :5].any()
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])

@@ -12,6 +12,8 @@ shipped defaults, or what `python -m tucker_kernels calibrate` measured and wrot
 """
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import os
@@ -138,12 +140,38 @@ def operations(path, conv):
     last = 0 if conv.r_out is None else 2 * pixels_out * _wide(r_out) * conv.n_out
     if path == "chain":
         return first + 2 * pixels_out * _wide(r_in) * _wide(r_out) * taps + last
-    products = conv.batch * _inside(conv)
+    return first + 2 * _window_products(conv) * _wide(r_in) * _wide(r_out) + last
+
+
+def _window_products(conv):
+    """Products per input and output channel of the fused kernel's core window, transforms of tiles included."""
+    products, (r_out, r_in) = conv.batch * _inside(conv), conv.ranks
     if conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
         tiles = conv.batch * math.prod([-(-n // 4) for n in conv.out_size])  # a list: torch.compile traces it
         transforms = 420 * max(r_out, r_in) / (r_out * r_in) if r_out * r_in else 0
         products = min(products, tiles * (40 + transforms) + 250)
-    return first + 2 * products * _wide(r_in) * _wide(r_out) + last
+    return products
+
+
+@functools.lru_cache(1024)
+def project_gradient(conv, known=(0, 0)):
+    """Which bases to apply to the core gradient rather than to the images: a pair of flags (output, input).
+
+    Applied early they cost a product for every pixel, and the gradient has only the ranks; applied late they cost one
+    for every tap (three times as much each, measured), and the gradient has all channels. `known`, the leading block
+    that is not computed, is left out only where both are early.
+    """
+    (pixels_in, pixels_out), taps = conv.pixels, math.prod(conv.window)
+
+    def products(late):
+        m, n = (size if later else r for later, size, r in zip(late, (conv.n_out, conv.n_in), conv.ranks))
+        seen = dataclasses.replace(conv, r_out=m, r_in=n)
+        count = _window_products(seen) * (m * n - (0 if any(late) else math.prod(known)))
+        count += conv.n_out * conv.ranks[0] * (3 * taps * n if late[0] else pixels_out)
+        return count + conv.n_in * conv.ranks[1] * (3 * taps * conv.ranks[0] if late[1] else pixels_in)
+
+    choices = itertools.product(*((False,) if r is None else (False, True) for r in (conv.r_out, conv.r_in)))
+    return min(choices, key=products)
 
 
 def memory(path, conv, bytes_per_element):

@@ -5,8 +5,9 @@ The kernel reads and writes channels-last images; others are converted here. Seq
 
 import torch
 
-from tucker_kernels import reference
+from tucker_kernels import cost_model, reference
 from tucker_kernels.backends import implements, native_module
+from tucker_kernels.cpu import multi_mode_dot
 
 _C, _ = native_module()
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
@@ -119,14 +120,25 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
 def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, dilation, known=()):
     x, dy = _image(input), _image(grad)
     weights = [_weight(w) for w in (out_basis, in_basis)]
-    r_out = grad.shape[1] if out_basis is None else out_basis.shape[1]
-    r_in = input.shape[1] if in_basis is None else in_basis.shape[1]
+    ranks = [None if w is None else w.shape[1] for w in weights]
+    sizes = (input.shape[2:], grad.shape[2:], window, stride, padding, dilation)
+    layer = cost_model.Conv(input.shape[0], grad.shape[1], input.shape[1], *ranks, *(tuple(v) for v in sizes))
+    known = tuple(known) or (0, 0)
+    late = cost_model.project_gradient(layer, known)
+    early = [None if last else w for last, w in zip(late, weights)]
+    shape = [n if w is None else w.shape[1] for w, n in zip(early, (layer.n_out, layer.n_in))]
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    gradient = input.new_empty((r_out, r_in, *window), dtype=wide)
+    gradient = input.new_empty((*shape, *window), dtype=wide)
     _C.tucker_conv_backward_cpu(
         _CODES[input.dtype],
         _conv2d(input, grad.shape[1], gradient.shape, grad.shape[2:], stride, padding, dilation),
-        *(dy.data_ptr(), x.data_ptr(), 0, 0, 0, *(_pointer(w) for w in weights)),
-        *([0, gradient.data_ptr(), 0, 0, 0], list(known) or [0, 0], torch.get_num_threads()),
+        *(dy.data_ptr(), x.data_ptr(), 0, 0, 0, *(_pointer(w) for w in early)),
+        *([0, gradient.data_ptr(), 0, 0, 0], [0, 0] if any(late) else known, torch.get_num_threads()),
     )
+    if any(late):
+        modes = [mode for mode in (0, 1) if late[mode]]
+        window_first = gradient.movedim((0, 1), (-2, -1)).contiguous()
+        window_first = multi_mode_dot(window_first, [weights[i] for i in modes], [i - 2 for i in modes], True)
+        gradient = window_first.movedim((-2, -1), (0, 1)).contiguous()
+        gradient[: known[0], : known[1]] = 0
     return gradient.to(input.dtype)
