@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TABLE = Path(__file__).with_suffix(".json")
 ARCHITECTURES = ("sm_80", "sm_90a")
+OTHERS = ("sm_86", "sm_89", "sm_100", "sm_120")  # the table would only repeat itself
 
 
 def nvcc():
@@ -25,9 +26,9 @@ def version():
     return re.search(r"release ([\d.]+)", text).group(1)
 
 
-def compile_all():
-    """ptxas's report of csrc/cuda/launch.cu, which includes every kernel, for both architectures at once."""
-    targets = [f"-gencode=arch={a.replace('sm_', 'compute_')},code={a}" for a in ARCHITECTURES]
+def compile_all(architectures=ARCHITECTURES):
+    """ptxas's report of csrc/cuda/launch.cu, which includes every kernel, for all the architectures at once."""
+    targets = [f"-gencode=arch={a.replace('sm_', 'compute_')},code={a}" for a in architectures]
     with tempfile.TemporaryDirectory() as scratch:
         command = [nvcc(), "-std=c++17", "-O3", "-lineinfo", "--threads", "2", *targets, "-Xptxas=-v,--warn-on-spills"]
         command += ["-I", ROOT / "csrc", "-I", ROOT / "csrc/include", '-DTK_CUDA_ARCHITECTURES="test"', "-c"]
@@ -47,11 +48,10 @@ def kernel_name(mangled):
 
 def parse(report):
     """{architecture: {kernel: {registers, stack, spills, shared, constant}}}, in bytes but for registers."""
-    table = {a: {} for a in ARCHITECTURES}
-    kernel = None
+    table, kernel = {}, None
     for line in report.splitlines():
         if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
-            kernel = table[found.group(2)].setdefault(kernel_name(found.group(1)), {})
+            kernel = table.setdefault(found.group(2), {}).setdefault(kernel_name(found.group(1)), {})
         elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             stack, stores, loads = map(int, found.groups())
             kernel.update(stack=stack, spills=stores + loads)

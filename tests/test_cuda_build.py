@@ -48,6 +48,14 @@ def test_resources_are_those_of_the_table(measured, architecture):
     assert measured[architecture] == EXPECTED[architecture], "run `python tests/cuda_resources.py` and review the table"
 
 
+@pytest.mark.long
+def test_no_other_architecture_spills():
+    measured = cuda_resources.parse(cuda_resources.compile_all(cuda_resources.OTHERS))
+    assert set(measured) == set(cuda_resources.OTHERS)
+    spilling = {(a, name) for a, kernels in measured.items() for name, found in kernels.items() if found["spills"]}
+    assert not spilling
+
+
 def test_a_spill_would_be_seen():
     report = """ptxas info    : Compiling entry function '_ZN2tk12grouped_gemmIdEEvPKNS_11GemmProblemIT_EE' for 'sm_80'
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads

@@ -91,7 +91,7 @@ struct InfeasibleMode {
 };
 
 template <class T>
-__global__ void __launch_bounds__(finish_threads)
+__global__ void __launch_bounds__(finish_threads, 1)
     finish_truncation(const FinishProblem<T>* __restrict__ problems) {
   TK_SHARED(int, rank, [8]);
   TK_SHARED(double, part, [finish_threads / 32]);

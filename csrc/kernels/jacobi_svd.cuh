@@ -26,7 +26,7 @@ namespace tk {
 template <class T>
 struct JacobiColumns {
   static constexpr int cached =
-      sizeof(T) == 4 ? 8 : 2;  // elements of a column that a lane keeps in registers
+      sizeof(T) == 4 ? 8 : 1;  // elements of a column that a lane keeps in registers
   double* energy;              // of column j, relative to the trace
   T* columns;
   T* squares;   // ‖column j‖²

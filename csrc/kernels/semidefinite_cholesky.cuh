@@ -246,7 +246,7 @@ __device__ void semidefinite_cholesky_in(const CholeskyProblem<T>& p, double* me
 }
 
 template <class T>
-__global__ void __launch_bounds__(semidefinite_cholesky_threads)
+__global__ void __launch_bounds__(semidefinite_cholesky_threads, 1)
     semidefinite_cholesky(const CholeskyProblem<T>* __restrict__ problems) {
   TK_DYN_SMEM(double, memory);
   TK_SHARED(double, part, [32]);
