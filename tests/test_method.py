@@ -10,33 +10,9 @@ import math
 import pytest
 import tdlrt
 import torch
+from oracles import multiply, tangent_projection
 from quadratic import Quadratic, random_tucker
 from torch import nn
-
-
-def unfold(tensor, mode):
-    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
-
-
-def multiply(tensor, matrices, skip=None):
-    for mode, matrix in enumerate(matrices):
-        if mode != skip:
-            tensor = torch.tensordot(matrix, tensor, dims=([1], [mode])).movedim(0, mode)
-    return tensor
-
-
-def tangent_projection(Z, core, factors):
-    """P_T Z = Z ×_j U_jU_jᵀ + Σ_i Ten_i[(I − U_iU_iᵀ) Mat_i(Z ×_{j≠i} U_jᵀ) Q_iQ_iᵀ] ×_{j≠i} U_j."""
-    transposes = [U.T for U in factors]
-    result = multiply(multiply(Z, transposes), factors)
-    for i, U in enumerate(factors):
-        M = unfold(multiply(Z, transposes, skip=i), i)
-        Q = torch.linalg.qr(unfold(core, i).T)[0]
-        inner = (M - U @ (U.T @ M)) @ Q @ Q.T
-        shape = [U.shape[0] if j == i else core.shape[j] for j in range(core.ndim)]
-        rest = [s for j, s in enumerate(shape) if j != i]
-        result = result + multiply(inner.reshape(shape[i], *rest).movedim(0, i), factors, skip=i)
-    return result
 
 
 def state_of(problem):

@@ -22,11 +22,12 @@ class Capture:
     layers: {name: layer}.
     """
 
-    def __init__(self, layers, inline=False):
+    def __init__(self, layers, optimizer, inline=False):
         self._pairs = {layer: [] for layer in layers.values()}
         self._contracted = {}
         self._missing = {}
         own = weakref.ref(self)
+        self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
             layer.register_forward_hook(_Recorder(own))
             if inline:
@@ -61,7 +62,7 @@ class Capture:
             )
         with torch.no_grad():
             try:
-                (expansion,) = expand({name: layer})
+                (expansion,) = expand({name: layer}, self._optimizer())
             except NonFiniteError:  # found again by the step, which says so or skips
                 return
             if expansion.grew:

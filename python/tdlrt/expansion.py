@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 import tucker_kernels as tk
+from tdlrt import momentum
 from tdlrt.layers import TuckerLayer
 from tdlrt.rank_choice import Spectrum, slice_squares
 from tdlrt.transport import corner, pad, pad_state, project_state
@@ -19,6 +20,8 @@ class NonFiniteError(FloatingPointError):
 class Expansion:
     """The layer's point before the step, and its augmented bases [U|V] (U itself for a mode that does not grow).
 
+    group: the core's parameter group, where its momentum goes along (`momentum.py`); momenta: {mode: (momentum before
+    the step or None, gradient)} of the factors. clip: what the gradients were multiplied by after that.
     state: of the optimiser, before the step. core_gradient: of the augmented core, once the integrator has run.
     scale: factor between what the kept pairs give and the gradients to step with.
     """
@@ -28,15 +31,26 @@ class Expansion:
     core: torch.Tensor
     factors: list
     bases: list
+    group: dict | None = None
+    momenta: dict = field(default_factory=dict)
+    clip: torch.Tensor | float = 1.0
     state: dict = field(default_factory=dict)
     core_gradient: torch.Tensor | None = None
     scale: torch.Tensor | float = 1.0
 
     @classmethod
-    def at(cls, name, layer):
+    def at(cls, name, layer, optimizer):
         """The layer's point now, nothing augmented."""
         factors = [None if f is None else f.data for f in layer.factors]
-        return cls(name, layer, layer.core.data, factors, list(factors))
+        return cls(name, layer, layer.core.data, factors, list(factors), optimizer.momentum_group(layer.core))
+
+    def direction(self, mode, gradient, optimizer_state):
+        """The direction a basis is to grow in: the factor's gradient, with its momentum where there is one."""
+        if self.group is None or self.core.shape[mode] == self.factors[mode].shape[0]:
+            return gradient
+        before = optimizer_state.get(self.layer.core, {}).get(momentum.OUTSIDE)
+        self.momenta[mode] = None if before is None else before[mode], gradient
+        return momentum.advance(*self.momenta[mode], self.group)
 
     @property
     def shape(self):
@@ -60,7 +74,12 @@ class Expansion:
         """Moves the layer and its optimiser state to the augmented point; the weight stays what it was."""
         self.state = dict(optimizer_state.get(self.layer.core, {}))
         if self.state:
-            optimizer_state[self.layer.core] = pad_state(self.state, self.core.shape, self.shape)
+            optimizer_state[self.layer.core] = state = pad_state(self.state, self.core.shape, self.shape)
+            if momentum.OUTSIDE in state:
+                if self.layer.train_bases:
+                    momentum.bring_in(self, state[momentum.BUFFER], state.pop(momentum.OUTSIDE))
+                else:
+                    momentum.decay(state, self.group)
         self.layer.assign(pad(self.core, self.shape), self.bases)
 
     def leave(self, optimizer_state):
@@ -77,18 +96,27 @@ class Expansion:
         own = self.layer.core
         if optimizer_state.get(own):
             optimizer_state[own] = project_state(optimizer_state[own], own.shape, projections)
+            if self.momenta:
+                optimizer_state[own][momentum.OUTSIDE] = self._carried(projections, bases)
         ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, projections)]
         self.layer.assign(core[corner(ranks)].contiguous(), bases)
 
+    def _carried(self, projections, bases):
+        carried = [None] * len(bases)
+        for mode, (before, gradient) in self.momenta.items():
+            m = momentum.advance(before, gradient, self.group, self.clip)
+            carried[mode] = momentum.carry(m, projections[mode], bases[mode])
+        return carried
 
-def expand(layers):
-    """Augmented bases of all layers and modes from the factors' gradients. layers: {name: layer}.
+
+def expand(layers, optimizer):
+    """Augmented bases of all layers and modes from the factors' gradients and momenta. layers: {name: layer}.
 
     A mode whose factor has no gradient keeps its basis. Raises `NonFiniteError`.
     """
-    expansions = [Expansion.at(name, layer) for name, layer in layers.items()]
+    expansions = [Expansion.at(name, layer, optimizer) for name, layer in layers.items()]
     gradients = {
-        (e.name, mode): e.layer.factors[mode].grad
+        (e.name, mode): e.direction(mode, e.layer.factors[mode].grad, optimizer.state)
         for e in expansions
         for mode in e.layer.modes
         if e.layer.factors[mode].grad is not None

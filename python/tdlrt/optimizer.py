@@ -27,7 +27,7 @@ class TDLRT(torch.optim.Optimizer):
     A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with
     the base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The
     update depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core
-    has small singular values. Momentum and moments move with the bases.
+    has small singular values. Momentum and moments move with the bases, and SGD's momentum outside them is kept too.
 
     Args:
         model: a module, a `DistributedDataParallel` around one, or one that `fully_shard` was applied to (with
@@ -146,7 +146,7 @@ class TDLRT(torch.optim.Optimizer):
         missing = [n for p, n in self._names.items() if p not in self._group_of()]
         if missing:
             raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
-        self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, retain == "inline")
+        self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
@@ -223,7 +223,8 @@ class TDLRT(torch.optim.Optimizer):
         if self.max_grad_norm is not None:
             norm = clip_gradients([p for p in self._names if p.grad is not None], self.max_grad_norm, self.reducer)
             for e in expansions:
-                e.scale = e.scale * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+                e.clip = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+                e.scale = e.scale * e.clip
         self.base.step()
         self.truncation_errors = truncate(self._truncation_rules(expansions), self.state, self._choose_ranks)
         if self.integrator == "parallel":
@@ -243,6 +244,11 @@ class TDLRT(torch.optim.Optimizer):
     def layers_with_gradient(self):
         """{name: layer} of the Tucker layers whose core has a gradient; the others are not stepped."""
         return {name: layer for name, layer in self.layers.items() if layer.core.grad is not None}
+
+    def momentum_group(self, core):
+        """The parameter group of a core, where the base optimiser's momentum goes along with the bases; else None."""
+        group = self._group_of()[core]
+        return group if isinstance(self.base, torch.optim.SGD) and group["momentum"] else None
 
     def learning_rates(self):
         """{parameter: learning rate of its group}."""

@@ -49,7 +49,8 @@ def from_pairs(optimizer, closure, contract, keep):
 def _contracted(optimizer, layers, local, contract):
     """The expansions of all layers, and [(expansion, ∇_C̃ L of this process)] of those that grew."""
     done = {name: optimizer.capture.contracted(layer) for name, layer in layers.items()}
-    expanded = {e.name: e for e in expand({name: layer for name, layer in layers.items() if done[name] is None})}
+    left = {name: layer for name, layer in layers.items() if done[name] is None}
+    expanded = {e.name: e for e in expand(left, optimizer)}
     expansions = [expanded[name] if done[name] is None else done[name].expansion for name in layers]
     comparisons = []
     for e in expansions:

@@ -17,7 +17,7 @@ from tdlrt.integrators.two_pass import second_pass
 def standard(optimizer, closure):
     evaluate = Replay(optimizer, closure)
     layers = optimizer.layers
-    expansions = [Expansion.at(name, layer) for name, layer in layers.items()]
+    expansions = [Expansion.at(name, layer, optimizer) for name, layer in layers.items()]
     steps, loss = {}, None
     for mode in range(max((len(e.factors) for e in expansions if e.layer.train_bases), default=0)):
         loss = _k_step(mode, expansions, optimizer, evaluate, steps)
@@ -33,9 +33,11 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
     """One evaluation with every layer in K-form of `mode`; adds K_i − λ∇_{K_i} L to `steps`, and puts all back."""
     chosen = [e for e in expansions if mode in e.layer.modes]
     rates = optimizer.learning_rates()
+    triangles = {}
     try:
         for e in chosen:
             Q, S = torch.linalg.qr(tk.unfold(e.core, mode).T)
+            triangles[e.name] = S
             shape = [Q.shape[1] if i == mode else n for i, n in enumerate(e.core.shape)]
             factors = [f @ S.T if i == mode else f for i, f in enumerate(e.factors)]
             e.layer.assign(tk.fold(Q.T.contiguous(), mode, shape).contiguous(), factors)
@@ -44,8 +46,11 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
         refuse_nonfinite(((f"{name}.factors.{mode}", g) for name, g in gradients.items()), optimizer.reducer)
         for e in chosen:
             if gradients[e.name] is not None:
-                K = e.layer.factors[mode].data
-                steps[e.name, mode] = K - rates[e.layer.core] * gradients[e.name]
+                gradient = gradients[e.name]
+                if e.group is not None:  # momentum is kept for U = K S⁻ᵀ, whose gradient is ∇_K L S
+                    S = triangles[e.name]
+                    gradient = e.direction(mode, gradient @ S, optimizer.state) @ torch.linalg.pinv(S)
+                steps[e.name, mode] = e.layer.factors[mode].data - rates[e.layer.core] * gradient
     finally:
         for e in chosen:
             e.layer.assign(e.core, e.factors)

@@ -8,7 +8,7 @@ from tdlrt.integrators.replay import Replay
 def two_pass(optimizer, closure):
     evaluate = Replay(optimizer, closure)
     loss = evaluate()
-    expansions = expand(optimizer.layers_with_gradient())
+    expansions = expand(optimizer.layers_with_gradient(), optimizer)
     refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients(), optimizer.reducer)
     second_pass(optimizer, expansions, evaluate)
     return loss, expansions
