@@ -67,14 +67,19 @@ def check_state(layer, optimizer):
     shape = layer.core.shape
     for mode, rank in enumerate(shape):
         size = layer.weight_shape[mode]
-        assert 1 <= rank <= min(size, math.prod(shape) // rank)
+        assert 1 <= rank <= size
         if layer.factors[mode] is not None:
+            assert rank <= math.prod(shape) // rank
             assert layer.factors[mode].shape == (size, rank)
             assert layer.factors[mode].grad is None
     for value in optimizer.state[layer.core].values():
         assert not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape == shape
     if "exp_avg_sq" in optimizer.state[layer.core]:
         assert optimizer.state[layer.core]["exp_avg_sq"].min() >= 0
+
+
+def flat(value):
+    return value if isinstance(value, list) else [value]
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -144,7 +149,8 @@ def test_non_finite_input_changes_nothing(case, integrator, base, value, data):
     assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters()))
     for old, p in zip(state, layer.parameters()):
         for key, kept in optimizer.state[p].items():
-            assert torch.equal(torch.as_tensor(kept), torch.as_tensor(old[key])), key
+            for one, other in zip(flat(kept), flat(old[key]), strict=True):
+                assert one is other or torch.equal(torch.as_tensor(one), torch.as_tensor(other)), key
     step(layer, optimizer, x)
     check_state(layer, optimizer)
 
