@@ -470,3 +470,22 @@ def test_an_unknown_base_state_is_refused():
     optimizer = tdlrt.TDLRT(model, lr=0.1, base=Odd)
     with pytest.raises(ValueError, match="'curvature'"):
         run(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)])
+def test_a_step_at_learning_rate_zero_changes_no_weight_and_no_rank(lr):
+    """As a warm-up may begin, and as torch.distributed.checkpoint makes optimiser states; tol would cut ranks."""
+    model = network()
+    optimizer = tdlrt.TDLRT(model, lr=0.1, momentum=0.9, tol=0.9)
+    ranks, before = tdlrt.ranks(model), dict(tdlrt.to_dense(model).named_parameters())
+    optimizer.param_groups[0]["lr"] = lr
+    backward(model, batch())
+    optimizer.step()
+    assert tdlrt.ranks(model) == ranks
+    for name, value in tdlrt.to_dense(model).named_parameters():
+        assert torch.allclose(value, before[name], rtol=0, atol=1e-12), name
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.zero_grad()
+    backward(model, batch())
+    optimizer.step()
+    assert tdlrt.ranks(model) != ranks

@@ -206,7 +206,7 @@ class TDLRT(torch.optim.Optimizer):
     def _integrate(self, closure):
         integrator = self.integrator
         _check_dtypes(self.layers)  # model.half() may have come since
-        if closure is None and all(float(group["lr"]) == 0 for group in self.param_groups):
+        if closure is None and all(_is_zero(group["lr"]) for group in self.param_groups):
             # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
             integrator = "one_pass"
         return INTEGRATORS[integrator](self, closure)
@@ -270,7 +270,7 @@ class TDLRT(torch.optim.Optimizer):
             tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
             if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:
                 tol = 0.0
-            if tol is None or not adapt or float(groups[e.layer.core]["lr"]) == 0:  # without a step, no loss of rank
+            if tol is None or not adapt or _is_zero(groups[e.layer.core]["lr"]):  # without a step, no loss of rank
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
             sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]
@@ -281,6 +281,11 @@ class TDLRT(torch.optim.Optimizer):
 
     def __repr__(self):
         return f"TDLRT(integrator={self.integrator!r}, {len(self.layers)} Tucker layers, base={self.base!r})"
+
+
+def _is_zero(lr):
+    on_host = not isinstance(lr, torch.Tensor) or lr.device.type == "cpu"  # a device would have to be waited for
+    return on_host and float(lr) == 0
 
 
 def conditioning_gradient(core):

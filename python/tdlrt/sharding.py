@@ -4,6 +4,9 @@
 >>> fully_shard(model, ignored_params=set(tdlrt.tucker_parameters(model)))
 >>> optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)
 
+For lower-precision arithmetic use `torch.autocast`: `MixedPrecisionPolicy(param_dtype=…)` would cast inputs and biases
+but not the Tucker parameters, which stay in float32.
+
 `torch.distributed.checkpoint` saves such a model and its optimiser as any other. It loads into tensors that are there,
 so a fresh model takes the stored ranks first:
 
