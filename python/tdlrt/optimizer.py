@@ -6,6 +6,7 @@ import math
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from tdlrt.capturable import CapturedStep, compact
 from tdlrt.capture import RETAIN, Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
@@ -63,6 +64,11 @@ class TDLRT(torch.optim.Optimizer):
             rank that the step offers, twice the old one.
         conditioning: β of the regulariser β‖SSᵀ − α²I‖_F, α² = ‖S‖²/r, S the core unfolded along its output mode, r its
             rank: draws the singular values together (RobustDLRT, arXiv 2505.08022, for matrices).
+        capturable: the step reads nothing from the device and keeps parameters and momentum in place, so that a CUDA
+            graph can capture it: cores and factors keep their sizes, and ranks below them show as zero columns;
+            `active_ranks()` and `compact()` read them. For one_pass with base="sgd" in one process. Steps with NaN or
+            Inf are undone on the device and counted in `captured.skipped`. Gradients must be those that the backward
+            pass left (no GradScaler, no clipping). Not yet tried on a GPU.
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
@@ -93,6 +99,7 @@ class TDLRT(torch.optim.Optimizer):
         budget_of="parameters",
         rank_multiple=1,
         conditioning=0.0,
+        capturable=False,
         **base_options,
     ):
         if not isinstance(model, torch.nn.Module):
@@ -102,6 +109,20 @@ class TDLRT(torch.optim.Optimizer):
         _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
         _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
         _choice("retain", retain, RETAIN)
+        if capturable:
+            _refuse_uncapturable(
+                integrator=(integrator, "one_pass"),
+                base=(base, "sgd"),
+                retain=(retain, "deferred"),
+                budget=(budget, None),
+                rank_multiple=(rank_multiple, 1),
+                max_grad_norm=(max_grad_norm, None),
+                conditioning=(conditioning, 0.0),
+                basis_every=(basis_every, 1),
+                rank_every=(rank_every, 1),
+                min_rank=(min_rank, 1),
+                max_rank=(max_rank, None),
+            )
         _choice("budget_of", budget_of, tuple(COSTS))
         _positive("rank_multiple", rank_multiple)
         if budget is not None:
@@ -136,6 +157,9 @@ class TDLRT(torch.optim.Optimizer):
                 f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
                 "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
             )
+        if capturable and not isinstance(self.reducer, LocalReducer):
+            raise ValueError("capturable is True with several processes; allowed is one")
+        self.captured = CapturedStep(self) if capturable else None
         self._choose_ranks = None
         if budget is not None or rank_multiple > 1:
             self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
@@ -187,6 +211,8 @@ class TDLRT(torch.optim.Optimizer):
         Gradients of Tucker parameters are consumed: their shapes change with the ranks. Raises `NonFiniteError` (or
         skips) when a gradient holds NaN or Inf, before anything is changed.
         """
+        if self.captured is not None:
+            return self._captured_step(closure)
         with torch.no_grad():
             try:
                 loss, expansions = self._integrate(closure)
@@ -202,6 +228,31 @@ class TDLRT(torch.optim.Optimizer):
             self._choose_kind_of_step()
             self.capture.clear()
         return loss
+
+    def _captured_step(self, closure):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        with torch.no_grad():
+            self.captured()
+        self.param_groups[0]["steps"] += 1
+        self._choose_kind_of_step()
+        self.capture.clear()
+        return loss
+
+    def active_ranks(self):
+        """{layer name: ranks in use}; waits for the device where the optimiser is capturable."""
+        if self.captured is None:
+            return {name: layer.ranks for name, layer in self.layers.items()}
+        return {name: tuple(ranks.tolist()) for name, ranks in self.captured.ranks.items()}
+
+    @torch.no_grad()
+    def compact(self, multiple=1):
+        """Cuts the layers of a capturable optimiser to the ranks in use, rounded up to a multiple.
+
+        Reads the ranks and makes new tensors: for between captures.
+        """
+        if self.captured is None:
+            raise RuntimeError("compact() is for capturable=True; without it tensors have the size of the ranks anyway")
+        compact(self, _positive("multiple", multiple))
 
     def _integrate(self, closure):
         integrator = self.integrator
@@ -256,8 +307,11 @@ class TDLRT(torch.optim.Optimizer):
 
     def dense_gradients(self):
         """[(name, gradient)] of all other parameters that have one."""
+        return [(self._names[p], local(p.grad)) for p in self.dense_parameters_with_gradient()]
+
+    def dense_parameters_with_gradient(self):
         tucker = {p for layer in self.layers.values() for p in layer.weight_parameters()}
-        return [(n, local(p.grad)) for p, n in self._names.items() if p not in tucker and p.grad is not None]
+        return [p for p in self._names if p not in tucker and p.grad is not None]
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
@@ -310,6 +364,14 @@ def _make_base(base, model, params, lr, momentum, weight_decay, options):
         raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
     params = list(model.parameters()) if params is None else list(params)
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
+
+
+def _refuse_uncapturable(**options):
+    for name, (value, allowed) in options.items():
+        if value != allowed:
+            raise ValueError(
+                f"{name} is {value!r} with capturable=True; allowed is {allowed!r}: other settings decide on the host"
+            )
 
 
 def _choice(name, value, allowed):

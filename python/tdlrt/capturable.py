@@ -1,0 +1,134 @@
+"""The one-pass step at fixed capacity: no shape depends on data, and the host reads nothing.
+
+Cores and factors keep the size they had when the optimiser was made, the capacity. A layer's rank may be anything up to
+it: the columns beyond are exactly zero, and so are their rows of the core. Zero columns get zero gradients
+(∇_{U_i} L = M_i Mat_i(C)ᵀ) and give zero directions, so a step is the ordinary one on the active part. Parameters and
+momentum stay in place, as a captured CUDA graph needs, and everything is put back on the device where a gradient holds
+NaN or Inf. What gradients were multiplied by since the backward pass cannot be found without reading it; they must be
+what the backward pass left.
+"""
+
+import torch
+
+import tucker_kernels as tk
+from tdlrt.expansion import Expansion
+from tdlrt.transport import corner, project_state
+
+# Directions that rounding alone put there are dropped also at tol=0: they have no orthonormal coordinates.
+_LEAST_TOL = 16
+
+
+class CapturedStep:
+    """ranks: {layer name: int64 tensor on the device, the active rank of each mode}; skipped: how many steps found NaN
+    or Inf, likewise."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self.ranks, self.skipped = {}, None
+
+    def __call__(self):
+        o = self._optimizer
+        expansions = [Expansion.at(name, layer) for name, layer in o.layers_with_gradient().items()]
+        finite = self._augment(expansions)
+        others = o.dense_parameters_with_gradient()
+        gradients = [e.core_gradient for e in expansions] + [p.grad for p in others]
+        if not gradients:
+            return
+        finite.append(torch.stack([torch.linalg.vector_norm(g).double() for g in gradients]).isfinite().all())
+        undo = [(p, p.clone()) for p in others]
+        undo += [(v, v.clone()) for p in others for v in o.state.get(p, {}).values() if isinstance(v, torch.Tensor)]
+        for e in expansions:
+            e.enter(o.state)
+            e.layer.core.grad = e.core_gradient
+            for factor in e.layer.factors:
+                if factor is not None:
+                    factor.grad = None
+        o.base.step()
+        new = self._truncate(expansions, finite)
+        ok = torch.stack(finite).all()
+        for parameter, before in undo:
+            parameter.copy_(torch.where(ok, parameter, before))
+        for e, core, factors, state in new:
+            self._leave(e, ok, core, factors, state)
+        self.skipped = (~ok).long() if self.skipped is None else self.skipped.add_(~ok)
+
+    def _augment(self, expansions):
+        """Augmented bases and gradients of all layers; returns conditions that must hold."""
+        places = [(e, mode) for e in expansions for mode in e.layer.modes if e.layer.factors[mode].grad is not None]
+        finite = []
+        if places:
+            bases = [e.factors[mode] for e, mode in places]
+            found, counts = tk.tangent_basis(bases, [e.layer.factors[mode].grad for e, mode in places])
+            for (e, mode), U, V in zip(places, bases, found):
+                e.bases[mode] = torch.cat([U, V], 1)
+            finite.append((counts >= 0).all())
+        for e in expansions:
+            e.core_gradient = e.layer.core.grad
+            if e.grew:
+                gradient = self._optimizer.capture.pairs(e.name, e.layer).augmented_gradient(e)
+                gradient[e.known_block] = e.core_gradient
+                e.core_gradient = gradient
+        return finite
+
+    def _truncate(self, expansions, finite):
+        """[(expansion, core, factors, momentum)] at capacity, after the step; adds to the conditions."""
+        o = self._optimizer
+        moved = [e for e in expansions if e.grew]
+        new = [(e, e.layer.core.data, e.factors, o.state.get(e.layer.core, {})) for e in expansions if not e.grew]
+        if not moved:
+            return new
+        least = _LEAST_TOL * torch.finfo(moved[0].core.dtype).eps
+        groups = o._group_of()
+        tols = [o._layer_tol.get(e.layer, groups[e.layer.core]["tol"]) for e in moved]
+        cores, projections, ranks, error = tk.hosvd_truncate(
+            [e.layer.core.data for e in moved],
+            tol=[max(tol or 0.0, least) for tol in tols],
+            modes=[tuple(e.layer.modes) for e in moved],
+            min_rank=1,
+            max_rank=[tuple(e.core.shape) for e in moved],
+            tolerance_mode=o.tolerance_mode,
+        )
+        finite.append(error.isfinite().all())
+        P = [[None if p is None else p[:, :r] for p, r in zip(Ps, e.core.shape)] for e, Ps in zip(moved, projections)]
+        pairs = [(b, p) for e, Ps in zip(moved, P) for b, p in zip(e.bases, Ps) if p is not None]
+        rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))))
+        for e, core, Ps, rank in zip(moved, cores, P, ranks):
+            self.ranks[e.name] = rank[: core.ndim]
+            factors = [b if p is None else next(rotated) for b, p in zip(e.bases, Ps)]
+            state = o.state.get(e.layer.core, {})
+            new.append((e, core[corner(e.core.shape)], factors, project_state(state, core.shape, Ps)))
+        return new
+
+    def _leave(self, e, ok, core, factors, state):
+        """Writes the new point over the old one, in its memory."""
+        kept = {}
+        for key, value in state.items():
+            before = e.state.get(key)
+            if isinstance(value, torch.Tensor):
+                zero = torch.zeros_like(value) if before is None else before
+                value = torch.where(ok, value, zero)
+                value = value if before is None else before.copy_(value)
+            kept[key] = value
+        core = torch.where(ok, core, e.core)
+        factors = [f if f is None else torch.where(ok, f, old) for f, old in zip(factors, e.factors)]
+        e.core.copy_(core)
+        for old, factor in zip(e.factors, factors):
+            if old is not None:
+                old.copy_(factor)
+        e.layer.assign(e.core, e.factors)
+        self._optimizer.state[e.layer.core] = kept
+        e.layer.core.grad = None
+
+
+def compact(optimizer, multiple):
+    """Cuts capacities to the active ranks, rounded up to a multiple; reads the ranks, so not while capturing."""
+    for name, ranks in optimizer.captured.ranks.items():
+        layer = optimizer.layers[name]
+        sizes = [min(-(-r // multiple) * multiple, n) for r, n in zip(ranks.tolist(), layer.ranks)]
+        sizes = [r if i in layer.modes else n for i, (r, n) in enumerate(zip(sizes, layer.ranks))]
+        state = optimizer.state[layer.core]
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == layer.core.shape:
+                state[key] = value[corner(sizes)].clone()
+        factors = [None if f is None else f.data[:, :r].clone() for f, r in zip(layer.factors, sizes)]
+        layer.assign(layer.core.data[corner(sizes)].clone(), factors)

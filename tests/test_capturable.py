@@ -1,0 +1,188 @@
+"""The step at fixed capacity equals the ordinary one, stays in place, and reads nothing from the device."""
+
+import pytest
+import tdlrt
+import torch
+from test_method import batches, network
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tucker_kernels as tk
+
+READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+BY_VALUE = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "_assert_async")
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where a value is read on the host or decides a shape."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        for name in READS:
+            monkeypatch.setattr(torch.Tensor, name, self._refuse(name))
+
+    @staticmethod
+    def _refuse(name):
+        def read(self, *args, **kwargs):
+            raise AssertionError(f"{name} reads a value")
+
+        return read
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[-1].split(".")[0]
+        assert not name.startswith(BY_VALUE), f"{function} reads a value"
+        return function(*args, **(kwargs or {}))
+
+
+def model_at(ranks, modes="channels"):
+    return tdlrt.tuckerize(network(), ranks=ranks, modes=modes, min_features=0).eval()
+
+
+def backward(model, data):
+    nn.functional.cross_entropy(model(data[0]), data[1]).backward()
+
+
+def tensors(model, optimizer):
+    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    return [p.detach() for p in model.parameters()] + state
+
+
+@pytest.mark.parametrize("modes", ["channels", "all"])
+@pytest.mark.parametrize("tol", [0.6, 0.0])
+def test_equals_the_ordinary_step_with_ranks_up_to_the_capacity(modes, tol):
+    """With an exact HOSVD: that of the CPU may stop early, which depends on the size of the core, zeros included."""
+    with tk.use_backend("reference"):
+        check_against_the_ordinary_step(modes, tol)
+
+
+def check_against_the_ordinary_step(modes, tol):
+    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "tol": tol}
+    one, two = model_at(0.6, modes), model_at(0.6, modes)
+    capacity = {name: max(r) for name, r in tdlrt.ranks(one).items()}
+    fixed = tdlrt.TDLRT(one, capturable=True, **options)
+    plain = tdlrt.TDLRT(two, **options)
+    rules = plain._truncation_rules  # the ordinary step has one max_rank for all modes, the capacity one for each
+
+    def bounded(expansions):
+        found = rules(expansions)
+        for e, rule in found:
+            rule["max_rank"] = [min(m, c) for m, c in zip(rule["max_rank"], fixed.layers[e.name].ranks)]
+        return found
+
+    plain._truncation_rules = bounded
+    for data in batches(8):
+        for model, optimizer in ((one, fixed), (two, plain)):
+            optimizer.zero_grad()
+            backward(model, data)
+            optimizer.step()
+        assert fixed.active_ranks() == tdlrt.ranks(two)
+        for a, b in zip(tdlrt.to_dense(one).parameters(), tdlrt.to_dense(two).parameters()):
+            assert torch.allclose(a, b, rtol=0, atol=1e-11)
+        for name, layer in fixed.layers.items():
+            assert max(layer.ranks) == capacity[name]
+            for mode, rank in enumerate(fixed.active_ranks()[name]):
+                if layer.factors[mode] is not None:
+                    U = layer.factors[mode].detach()
+                    assert not U[:, rank:].any()
+                    assert torch.allclose(U[:, :rank].T @ U[:, :rank], torch.eye(rank, dtype=U.dtype), atol=1e-12)
+    if tol > 0:
+        assert fixed.active_ranks() != tdlrt.ranks(one)
+
+
+def test_parameters_and_momentum_stay_in_place():
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    backward(model, batches(1)[0])
+    optimizer.step()
+    before = [t.data_ptr() for t in tensors(model, optimizer)]
+    for data in batches(3):
+        optimizer.zero_grad()
+        backward(model, data)
+        optimizer.step()
+    assert before == [t.data_ptr() for t in tensors(model, optimizer)]
+
+
+def test_nothing_is_read_on_the_host(monkeypatch):
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    data = batches(3)
+    for batch in data[:1]:
+        backward(model, batch)
+        optimizer.step()
+    before = [t.clone() for t in tensors(model, optimizer)]
+    with monkeypatch.context() as patch, NoHostReads(patch):
+        for batch in data[1:]:
+            optimizer.zero_grad()
+            backward(model, batch)
+            optimizer.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, tensors(model, optimizer)) if a.numel() > 100)
+
+
+def test_the_mode_sees_the_ordinary_step_read(monkeypatch):
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)
+    backward(model, batches(1)[0])
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="reads a value"), NoHostReads(patch):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("where", ["input", "core", "dense"])
+def test_non_finite_steps_are_undone_on_the_device(where):
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    data = batches(3)
+    backward(model, data[0])
+    optimizer.step()
+    before = [t.clone() for t in tensors(model, optimizer)]
+    optimizer.zero_grad()
+    x, y = data[1]
+    backward(model, (x * float("inf") if where == "input" else x, y))
+    if where == "core":
+        model[3].core.grad.view(-1)[5] = float("nan")
+    if where == "dense":
+        model[1].weight.grad[0] = float("nan")
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors(model, optimizer)))
+    assert optimizer.captured.skipped == 1
+    optimizer.zero_grad()
+    backward(model, data[2])
+    optimizer.step()
+    assert not torch.equal(before[0], tensors(model, optimizer)[0])
+    assert optimizer.captured.skipped == 1
+
+
+def test_compacting_keeps_the_weight_and_the_state():
+    model = model_at(0.9)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.3, capturable=True)
+    for data in batches(2):
+        optimizer.zero_grad()
+        backward(model, data)
+        optimizer.step()
+    before = tdlrt.to_dense(model).state_dict()
+    start = tdlrt.ranks(model)
+    optimizer.compact(2)
+    assert tdlrt.ranks(model) != start
+    for name, ranks in optimizer.active_ranks().items():
+        assert all(0 <= c - r < 2 for r, c, m in zip(ranks, tdlrt.ranks(model)[name], range(2)))
+    for name, value in tdlrt.to_dense(model).state_dict().items():
+        assert torch.allclose(value.double(), before[name].double(), rtol=0, atol=1e-14)
+    optimizer.zero_grad()
+    backward(model, batches(1)[0])
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"integrator": "parallel"}, "integrator is 'parallel' with capturable=True; allowed is 'one_pass'"),
+        ({"base": "adam"}, "base is 'adam'"),
+        ({"budget": 10**6}, "budget is 1000000"),
+        ({"retain": "inline"}, "retain is 'inline'"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm is 1.0"),
+    ],
+)
+def test_the_rest_is_refused_in_a_sentence(options, words):
+    with pytest.raises(ValueError, match=words):
+        tdlrt.TDLRT(model_at(0.5), lr=0.1, capturable=True, **options)
+    with pytest.raises(RuntimeError, match="capturable=True"):
+        tdlrt.TDLRT(model_at(0.5), lr=0.1).compact()
