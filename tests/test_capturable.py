@@ -43,7 +43,9 @@ def backward(model, data):
 
 
 def tensors(model, optimizer):
-    state = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
+    values = [v for s in optimizer.state.values() for v in s.values()]
+    state = [v for value in values for v in (value if isinstance(value, list) else [value])]
+    state = [v for v in state if isinstance(v, torch.Tensor)]
     return [p.detach() for p in model.parameters()] + state
 
 
@@ -149,6 +151,21 @@ def test_non_finite_steps_are_undone_on_the_device(where):
     optimizer.step()
     assert not torch.equal(before[0], tensors(model, optimizer)[0])
     assert optimizer.captured.skipped == 1
+
+
+def test_a_non_finite_first_step_leaves_no_trace():
+    model, twin = model_at(0.6), model_at(0.6)
+    optimizers = [tdlrt.TDLRT(m, lr=0.05, momentum=0.9, tol=0.1, capturable=True) for m in (model, twin)]
+    data = batches(3)
+    backward(model, (data[0][0] * float("nan"), data[0][1]))
+    optimizers[0].step()
+    for m, optimizer in zip((model, twin), optimizers):
+        for batch in data[1:]:
+            optimizer.zero_grad()
+            backward(m, batch)
+            optimizer.step()
+    for a, b in zip(tensors(model, optimizers[0]), tensors(twin, optimizers[1])):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
 def test_compacting_keeps_the_weight_and_the_state():

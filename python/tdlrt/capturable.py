@@ -11,6 +11,7 @@ what the backward pass left.
 import torch
 
 import tucker_kernels as tk
+from tdlrt import momentum
 from tdlrt.expansion import Expansion
 from tdlrt.transport import corner, project_state
 
@@ -28,15 +29,15 @@ class CapturedStep:
 
     def __call__(self):
         o = self._optimizer
-        expansions = [Expansion.at(name, layer) for name, layer in o.layers_with_gradient().items()]
+        expansions = [Expansion.at(name, layer, o) for name, layer in o.layers_with_gradient().items()]
         finite = self._augment(expansions)
         others = o.dense_parameters_with_gradient()
         gradients = [e.core_gradient for e in expansions] + [p.grad for p in others]
         if not gradients:
             return
         finite.append(torch.stack([torch.linalg.vector_norm(g).double() for g in gradients]).isfinite().all())
-        undo = [(p, p.clone()) for p in others]
-        undo += [(v, v.clone()) for p in others for v in o.state.get(p, {}).values() if isinstance(v, torch.Tensor)]
+        undo = [(t, t.clone()) for p in others for t in (p, *_tensors(o.state.get(p)))]
+        fresh = [p for p in others if not o.state.get(p)]
         for e in expansions:
             e.enter(o.state)
             e.layer.core.grad = e.core_gradient
@@ -44,10 +45,11 @@ class CapturedStep:
                 if factor is not None:
                     factor.grad = None
         o.base.step()
+        undo += [(t, None) for p in fresh for t in _tensors(o.state.get(p))]
         new = self._truncate(expansions, finite)
         ok = torch.stack(finite).all()
-        for parameter, before in undo:
-            parameter.copy_(torch.where(ok, parameter, before))
+        for tensor, before in undo:
+            _select(ok, tensor, before, into=tensor)
         for e, core, factors, state in new:
             self._leave(e, ok, core, factors, state)
         self.skipped = (~ok).long() if self.skipped is None else self.skipped.add_(~ok)
@@ -57,8 +59,10 @@ class CapturedStep:
         places = [(e, mode) for e in expansions for mode in e.layer.modes if e.layer.factors[mode].grad is not None]
         finite = []
         if places:
+            state = self._optimizer.state
             bases = [e.factors[mode] for e, mode in places]
-            found, counts = tk.tangent_basis(bases, [e.layer.factors[mode].grad for e, mode in places])
+            directions = [e.direction(mode, e.layer.factors[mode].grad, state) for e, mode in places]
+            found, counts = tk.tangent_basis(bases, directions)
             for (e, mode), U, V in zip(places, bases, found):
                 e.bases[mode] = torch.cat([U, V], 1)
             finite.append((counts >= 0).all())
@@ -95,8 +99,10 @@ class CapturedStep:
         for e, core, Ps, rank in zip(moved, cores, P, ranks):
             self.ranks[e.name] = rank[: core.ndim]
             factors = [b if p is None else next(rotated) for b, p in zip(e.bases, Ps)]
-            state = o.state.get(e.layer.core, {})
-            new.append((e, core[corner(e.core.shape)], factors, project_state(state, core.shape, Ps)))
+            state = project_state(o.state.get(e.layer.core, {}), core.shape, Ps)
+            if e.momenta:
+                state[momentum.OUTSIDE] = e.carried(Ps, factors)
+            new.append((e, core[corner(e.core.shape)], factors, state))
         return new
 
     def _leave(self, e, ok, core, factors, state):
@@ -104,11 +110,11 @@ class CapturedStep:
         kept = {}
         for key, value in state.items():
             before = e.state.get(key)
-            if isinstance(value, torch.Tensor):
-                zero = torch.zeros_like(value) if before is None else before
-                value = torch.where(ok, value, zero)
-                value = value if before is None else before.copy_(value)
-            kept[key] = value
+            if isinstance(value, list):
+                befores = before or [None] * len(value)
+                kept[key] = [_select(ok, new, old) for new, old in zip(value, befores)]
+            else:
+                kept[key] = _select(ok, value, before)
         core = torch.where(ok, core, e.core)
         factors = [f if f is None else torch.where(ok, f, old) for f, old in zip(factors, e.factors)]
         e.core.copy_(core)
@@ -120,6 +126,19 @@ class CapturedStep:
         e.layer.core.grad = None
 
 
+def _tensors(state):
+    return [v for v in (state or {}).values() if isinstance(v, torch.Tensor)]
+
+
+def _select(ok, new, old, into=None):
+    """`new` where the step stands, else `old` (zero if there was none), in the memory of `into` or of `old`."""
+    if not isinstance(new, torch.Tensor):
+        return new
+    chosen = torch.where(ok, new, torch.zeros_like(new) if old is None else old)
+    into = old if into is None else into
+    return chosen if into is None else into.copy_(chosen)
+
+
 def compact(optimizer, multiple):
     """Cuts capacities to the active ranks, rounded up to a multiple; reads the ranks, so not while capturing."""
     for name, ranks in optimizer.captured.ranks.items():
@@ -128,7 +147,9 @@ def compact(optimizer, multiple):
         sizes = [r if i in layer.modes else n for i, (r, n) in enumerate(zip(sizes, layer.ranks))]
         state = optimizer.state[layer.core]
         for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == layer.core.shape:
+            if isinstance(value, list):
+                state[key] = [None if m is None else m[:, :r].clone() for m, r in zip(value, sizes)]
+            elif isinstance(value, torch.Tensor) and value.shape == layer.core.shape:
                 state[key] = value[corner(sizes)].clone()
         factors = [None if f is None else f.data[:, :r].clone() for f, r in zip(layer.factors, sizes)]
         layer.assign(layer.core.data[corner(sizes)].clone(), factors)

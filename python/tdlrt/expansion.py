@@ -97,11 +97,12 @@ class Expansion:
         if optimizer_state.get(own):
             optimizer_state[own] = project_state(optimizer_state[own], own.shape, projections)
             if self.momenta:
-                optimizer_state[own][momentum.OUTSIDE] = self._carried(projections, bases)
+                optimizer_state[own][momentum.OUTSIDE] = self.carried(projections, bases)
         ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, projections)]
         self.layer.assign(core[corner(ranks)].contiguous(), bases)
 
-    def _carried(self, projections, bases):
+    def carried(self, projections, bases):
+        """Per mode, the factor's momentum outside the truncated bases; None where there is none."""
         carried = [None] * len(bases)
         for mode, (before, gradient) in self.momenta.items():
             m = momentum.advance(before, gradient, self.group, self.clip)
