@@ -2,21 +2,28 @@
 
     python bench/linear_algebra.py [--nets resnet18 vgg16] [--divisors 2 4 8] [--threads 1 2] [--repeats 5]
 
-Literal (Algorithm 1 of arXiv 2305.19059, layer by layer, torch.linalg): QR of the core unfoldings, QR of [K|U],
-projection of the core, SVD of the unfoldings, rotation. Ours: one `tangent_basis`, zero padding, one `hosvd_truncate`,
-rotation. Both start from the same factors, core and gradients, add a core step of the same relative size and cut to the
-old ranks at most. "cold" cores are random (full solves everywhere); "warm" ones are in HOSVD form with a decaying
-spectrum before a small step, which is what training has. "more ranks" is how many columns more than the literal loop
-ours keeps, over all modes, where the literal ranks are cut to what the other modes can use. The floor is the leading
-floating-point operations of our algorithm at the measured GEMM rate.
+Rows of "step": ours is one `tangent_basis`, [U|V], zero padding, one `hosvd_truncate`, one `rotate_bases`; literal is
+Algorithm 1 of arXiv 2305.19059 with torch.linalg, layer by layer. Both start from the same factors, core and gradients,
+add a core step of the same relative size and cut to the old ranks at most. "cold" cores are random (full solves
+everywhere); "warm" ones are in HOSVD form with a decaying spectrum before a small step; "training" ones are what the
+fourth step of bench/training_step.py truncates (one_pass, fixed ranks, channel modes, flat spectra). "more ranks" is
+how many columns more than the literal loop ours keeps, over all modes, where the literal ranks are cut to what the
+other modes can use. The floor is the leading floating-point operations of our algorithm at the measured GEMM rate; the
+training rows need fewer, because they take no solves.
+Rows of "augmented BUG": what RobustDLRT's augmentation and truncation do (channel modes, core and Adam's moments).
+Rows of "from_dense": dense kernels to Tucker, all in one call, against TensorLy once and against SVDs by torch.
+Results go to bench/results/linear_algebra.json; with --keep, beside what is there.
 """
 
 import argparse
 import functools
 import itertools
+import json
 import math
+from dataclasses import dataclass
 
 import harness
+import step_rivals
 import torch
 
 import tucker_kernels as tk
@@ -43,57 +50,71 @@ def ranks_of(shape, divisor):
     return [max(1, n // divisor if n > 8 else n) for n in shape]
 
 
-def unfold(core, mode):
-    return core.movedim(mode, 0).reshape(core.shape[mode], -1)
-
-
-def mode_dot(core, matrix, mode):
-    return torch.tensordot(matrix, core, dims=([1], [mode])).movedim(0, mode)
-
-
+@dataclass
 class Layer:
-    def __init__(self, shape, divisor, warm):
-        self.ranks = ranks_of(shape, divisor)
-        self.bases = [torch.linalg.qr(torch.randn(n, r))[0] for n, r in zip(shape, self.ranks)]
-        core = torch.randn(self.ranks)
+    modes: tuple
+    ranks: list  # of `modes`
+    bases: list
+    core: torch.Tensor
+    gradients: list
+    step: torch.Tensor
+    fixed: bool = False  # ranks are kept, not chosen by TAU
+    moments: tuple = ()
+
+    @classmethod
+    def random(cls, shape, divisor, warm, modes=(0, 1, 2, 3)):
+        ranks = [r if i in modes else n for i, (n, r) in enumerate(zip(shape, ranks_of(shape, divisor)))]
+        bases = [torch.linalg.qr(torch.randn(shape[i], ranks[i]))[0] for i in modes]
+        core = torch.randn(ranks)
         if warm:
-            for i, r in enumerate(self.ranks):
-                core = core * torch.logspace(0, -1.5, r).reshape([-1] + [1] * (3 - i))
-            (core,), _, _, _ = tk.hosvd_truncate([core.contiguous()], tol=0.0)
-        self.core = core / core.norm()
-        self.gradients = [torch.randn_like(u) for u in self.bases]
-        grown = [min(2 * r, n) for r, n in zip(self.ranks, shape)]
+            for i in modes:
+                core = core * torch.logspace(0, -1.5, ranks[i]).reshape([-1] + [1] * (3 - i))
+            (core,), _, _, _ = tk.hosvd_truncate([core.contiguous()], tol=0.0, modes=modes)
+        grown = [min(2 * r, n) if i in modes else r for i, (r, n) in enumerate(zip(ranks, shape))]
         step = torch.randn(grown)
-        self.step = step * ((1e-2 if warm else 0.3) / step.norm())
+        step *= (1e-2 if warm else 0.3) / step.norm()
+        gradients = [torch.randn_like(u) for u in bases]
+        moments = torch.randn(ranks), torch.rand(ranks)
+        return cls(modes, [ranks[i] for i in modes], bases, core / core.norm(), gradients, step, moments=moments)
 
 
-def literal(layers):
-    """Returns the ranks found, layer by layer."""
-    found = []
-    for layer in layers:
-        core, bases, lifts = layer.core, [], []
-        for i, (U, gradient) in enumerate(zip(layer.bases, layer.gradients)):
-            _, S = torch.linalg.qr(unfold(core, i).mT)
-            K = U[:, : S.shape[0]] @ S if S.shape[0] != S.shape[1] else U @ S.mT
-            if K.shape == gradient.shape:
-                K = K - 1e-2 * gradient
-            width = min(2 * U.shape[1], U.shape[0])
-            bases.append(torch.linalg.qr(torch.cat([K, U], 1))[0][:, :width])
-            lifts.append(bases[-1].mT @ U)
-        for i in range(4):
-            core = mode_dot(core, lifts[i], i)
-        core = core + layer.step
-        rotations = []
-        for i in range(4):
-            P, sigma, _ = torch.linalg.svd(unfold(core, i), full_matrices=False)
-            tail = sigma.square().flip(0).cumsum(0).flip(0).sqrt()
-            rank = max(1, min(int((tail > TAU / 2 * torch.linalg.norm(sigma)).sum()), layer.ranks[i]))
-            rotations.append(P[:, :rank])
-        for i in range(4):
-            core = mode_dot(core, rotations[i].mT, i)
-            bases[i] = bases[i] @ rotations[i]
-        found.append(list(core.shape))
-    return found
+def training_layers(net, divisor):
+    """What the fourth training step of bench/training_step.py hands to the kernels."""
+    import tdlrt
+    import training_step
+    from tdlrt import models
+
+    dense = models.build(net, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3)
+    with torch.enable_grad():
+        model = tdlrt.tuckerize(dense, ranks=1 / divisor).to(memory_format=torch.channels_last)
+        optimizer = tdlrt.TDLRT(model, lr=training_step.LR, momentum=0.9, tol=None)
+        images, labels = training_step.batch(8)
+        seen, originals = {}, (tk.tangent_basis, tk.hosvd_truncate)
+
+        def spy(name, function, *arguments, **options):
+            seen[name] = arguments, options
+            return function(*arguments, **options)
+
+        tk.tangent_basis, tk.hosvd_truncate = (functools.partial(spy, f.__name__, f) for f in originals)
+        try:
+            for _ in range(4):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+        finally:
+            tk.tangent_basis, tk.hosvd_truncate = originals
+    (bases, gradients), _ = seen["tangent_basis"]
+    (cores,), options = seen["hosvd_truncate"]
+    pairs = zip(bases, gradients, strict=True)
+    layers = []
+    for core, modes in zip(cores, options["modes"], strict=True):
+        own, directions = zip(*itertools.islice(pairs, len(modes)))
+        corner = tuple(slice(0, own[modes.index(i)].shape[1] if i in modes else n) for i, n in enumerate(core.shape))
+        step = core.clone()
+        step[corner] = 0
+        ranks = [u.shape[1] for u in own]
+        layers.append(Layer(tuple(modes), ranks, list(own), core[corner].clone(), list(directions), step, fixed=True))
+    return layers
 
 
 def feasible(ranks):
@@ -104,54 +125,74 @@ def feasible(ranks):
 
 
 def augment(layers):
+    """[U|V] of every layer and mode, by layer."""
     bases = [u for layer in layers for u in layer.bases]
     found, counts = tk.tangent_basis(bases, [d for layer in layers for d in layer.gradients])
-    return bases, found, counts.tolist()
+    grown = iter([torch.cat([U, V[:, :k]], 1) for U, V, k in zip(bases, found, counts.tolist())])
+    return [list(itertools.islice(grown, len(layer.modes))) for layer in layers]
 
 
-def grow(layers, counts):
-    """The cores zero-padded to the augmented bases, plus the step."""
-    cores, sizes = [], iter(counts)
-    for layer in layers:
-        old = layer.core.shape
-        core = torch.zeros([r + next(sizes) for r in old])
-        core[tuple(slice(0, r) for r in old)] = layer.core
-        cores.append(core.add_(layer.step[tuple(slice(0, s) for s in core.shape)]))
+def grow(layers, bases, tensors=None, step=True):
+    """The cores (or other tensors of their shape) zero-padded to the augmented bases, plus the step."""
+    cores = []
+    for layer, own, tensor in zip(layers, bases, tensors or [layer.core for layer in layers]):
+        sizes = list(tensor.shape)
+        for i, b in zip(layer.modes, own):
+            sizes[i] = b.shape[1]
+        core = torch.zeros(sizes)
+        core[tuple(slice(0, r) for r in tensor.shape)] = tensor
+        cores.append(core.add_(layer.step[tuple(slice(0, s) for s in sizes)]) if step else core)
     return cores
 
 
-def truncate(layers, cores):
-    upper = [tuple(layer.ranks) for layer in layers]
-    return tk.hosvd_truncate(cores, tol=TAU, max_rank=upper)
+def truncate(layers, cores, mode="global"):
+    ranks = [tuple(c.shape) for c in cores]
+    for k, layer in enumerate(layers):
+        small = dict(zip(layer.modes, layer.ranks))
+        ranks[k] = tuple(small.get(i, n) for i, n in enumerate(ranks[k]))
+    rule = {"ranks": ranks} if layers[0].fixed else {"tol": TAU, "max_rank": ranks, "tolerance_mode": mode}
+    return tk.hosvd_truncate(cores, modes=[layer.modes for layer in layers], **rule)
+
+
+def rotate(layers, bases, projections, ranks):
+    """(rotated bases, the projections used), flat."""
+    used = [P[i][:, : r[i]] for layer, P, r in zip(layers, projections, ranks) for i in layer.modes]
+    return tk.rotate_bases([b for own in bases for b in own], used), used
 
 
 def ours(layers):
-    bases, found, counts = augment(layers)
-    cores = grow(layers, counts)
-    _, projections, ranks, _ = truncate(layers, cores)
-    at = iter(zip(bases, found, counts))
-    for own, kept in zip(projections, ranks.tolist()):
-        for P, r in zip(own, kept):
-            U, V, k = next(at)
-            torch.cat([U, V[:, :k]], 1) @ P[:, :r]
-    return ranks.tolist()
+    bases = augment(layers)
+    _, projections, ranks, _ = truncate(layers, grow(layers, bases))
+    rotate(layers, bases, projections, ranks.tolist())
+    return [r[: layer.core.ndim] for layer, r in zip(layers, ranks.tolist())]
+
+
+def ours_with_moments(layers):
+    bases = augment(layers)
+    _, projections, ranks, _ = truncate(layers, grow(layers, bases), "per_mode")
+    _, used = rotate(layers, bases, projections, ranks.tolist())
+    for k, square in enumerate((False, True)):
+        moments = grow(layers, bases, [layer.moments[k] for layer in layers], step=False)
+        for tensor, U, V in zip(moments, used[::2], used[1::2]):
+            matrices = [U * U, V * V, None, None] if square else [U, V, None, None]
+            tk.multi_mode_dot(tensor, matrices, transpose=True)
 
 
 def operations(layers):
     """Leading flops of our step: projections and Gram-Schmidt, Gram matrices (half), eigensolves, products."""
     total = {"basis": 0, "gram": 0, "solve": 0, "products": 0}
     for layer in layers:
-        shape = layer.step.shape
-        size = math.prod(shape)
-        for u, a, r in zip(layer.bases, shape, layer.ranks):
+        size = math.prod(layer.step.shape)
+        sizes = [layer.step.shape[i] for i in layer.modes]
+        for u, a, r in zip(layer.bases, sizes, layer.ranks):
             n, v = u.shape[0], a - u.shape[1]
             total["basis"] += 4 * n * u.shape[1] * v + 2 * n * v * v
             total["gram"] += size * a
-            total["solve"] += 4 * a**3 / 3 + 2 * a * a * r + a**3
-            total["products"] += 2 * n * a * r
-        for i in sorted(range(4), key=lambda i: layer.ranks[i] / shape[i]):
-            total["products"] += 2 * size * layer.ranks[i]
-            size = size * layer.ranks[i] // shape[i]
+            total["solve"] += 0 if layer.fixed else 4 * a**3 / 3 + 2 * a * a * r + a**3
+            total["products"] += 2 * n * a * r + 3 * n * r * r
+        for r, a in sorted(zip(layer.ranks, sizes), key=lambda pair: pair[0] / pair[1]):
+            total["products"] += 2 * size * r
+            size = size * r // a
     return total
 
 
@@ -161,35 +202,78 @@ def gemm_rate():
     return 2 * 1024**3 / harness.compare({"gemm": lambda: tk.mode_dot(x, m, 0)}, repeats=7)["gemm"]
 
 
-def measure(net, divisor, threads, repeats, against):
+def step_rows(net, divisor, options, rate):
+    for state in options.cores:
+        if state == "training":
+            layers = training_layers(net, divisor)
+        else:
+            layers = [Layer.random(shape, divisor, state == "warm") for shape in NETS[net]()]
+        bases = augment(layers)
+        cores = grow(layers, bases)
+        candidates = {
+            "ours": functools.partial(ours, layers),
+            "basis": functools.partial(augment, layers),
+            "truncate": functools.partial(truncate, layers, cores),
+        }
+        if not options.no_literal:
+            candidates["rival"] = functools.partial(step_rivals.literal, layers, TAU)
+        times = harness.compare(candidates, repeats=options.repeats)
+        floor = sum(operations(layers).values()) / rate
+        row = {"what": "step", "cores": state, **_times(times)}
+        if not options.no_literal:
+            kept = zip(step_rivals.literal(layers, TAU), ours(layers))
+            row["more ranks"] = str(sorted({b - a for x, y in kept for a, b in zip(feasible(x), y)}))
+        yield row | {"floor ms": 1e3 * floor, "ours/floor": times["ours"] / floor}
+
+
+def augmented_bug_row(net, divisor, options):
+    shapes = [s for s in NETS[net]() if s[1] > 3 and s[2] == 3]  # the 3×3 layers with channels to cut
+    layers = [Layer.random(shape, divisor, False, modes=(0, 1)) for shape in shapes]
+    candidates = {
+        "ours": functools.partial(ours_with_moments, layers),
+        "rival": functools.partial(step_rivals.augmented_bug, layers, TAU),
+    }
+    return {"what": "augmented BUG", "cores": "cold", **_times(harness.compare(candidates, repeats=options.repeats))}
+
+
+def from_dense_rows(net, divisor):
+    weights = [torch.randn(s) / math.prod(s[1:]) ** 0.5 for s in NETS[net]()]
+    ranks = [tuple(ranks_of(w.shape, divisor)[:2]) for w in weights]
+    full = [(*r, *w.shape[2:]) for w, r in zip(weights, ranks)]
+
+    def svds():
+        for w, r in zip(weights, ranks):
+            P = [torch.linalg.svd(step_rivals.unfold(w, i), full_matrices=False)[0][:, :k] for i, k in enumerate(r)]
+            step_rivals.mode_dot(step_rivals.mode_dot(w, P[0].mT, 0), P[1].mT, 1)
+
+    rivals = {"TensorLy": functools.partial(step_rivals.tensorly_tucker, weights, ranks), "SVDs": svds}
+    for name, rival in rivals.items():
+        candidates = {"ours": lambda: tk.hosvd_truncate(weights, ranks=full, modes=(0, 1)), "rival": rival}
+        times = harness.compare(candidates, repeats=1 if name == "TensorLy" else 3)
+        yield {"what": f"from_dense / {name}", "cores": "dense", **_times(times)}
+
+
+def _times(times):
+    found = {f"{name} ms": 1e3 * t for name, t in times.items()}
+    return found | ({"speed-up": times["rival"] / times["ours"]} if "rival" in times else {})
+
+
+COLUMNS = ("net", "r", "threads", "what", "cores", "ours ms", "basis ms", "truncate ms", "rival ms", "speed-up")
+COLUMNS += ("more ranks", "floor ms", "ours/floor")
+
+
+def measure(net, divisor, threads, options):
     torch.manual_seed(0)
-    rows = []
     with torch.no_grad(), harness.threads(threads):
         rate = gemm_rate()
-        for state in ("cold", "warm"):
-            layers = [Layer(shape, divisor, state == "warm") for shape in NETS[net]()]
-            _, _, counts = augment(layers)
-            cores = grow(layers, counts)
-            candidates = {
-                "ours": functools.partial(ours, layers),
-                "basis": functools.partial(augment, layers),
-                "truncate": functools.partial(truncate, layers, cores),
-            }
-            if against:
-                candidates["literal"] = functools.partial(literal, layers)
-            times = harness.compare(candidates, repeats=repeats)
-            floor = sum(operations(layers).values()) / rate
-            row = {"net": net, "r": f"n/{divisor}", "cores": state, "threads": threads}
-            row |= {f"{name} ms": 1e3 * t for name, t in times.items()}
-            if against:
-                row["speed-up"] = times["literal"] / times["ours"]
-                kept = zip(literal(layers), ours(layers))
-                row["more ranks"] = str(sorted({b - a for x, y in kept for a, b in zip(feasible(x), y)}))
-            row["floor ms"] = 1e3 * floor
-            row["ours/floor"] = times["ours"] / floor
-            row["GEMM GFLOP/s"] = rate / 1e9
-            rows.append(row)
-    return rows
+        rows = list(step_rows(net, divisor, options, rate)) if options.cores else []
+        if "augmented-bug" in options.rivals:
+            rows.append(augmented_bug_row(net, divisor, options))
+        if "from-dense" in options.rivals:
+            rows += from_dense_rows(net, divisor)
+    place = {"net": net, "r": f"n/{divisor}", "threads": threads}
+    rows = [place | row for row in rows]
+    return [{key: row.get(key, "") for key in COLUMNS} | {"GEMM GFLOP/s": rate / 1e9} for row in rows]
 
 
 def main():
@@ -198,15 +282,20 @@ def main():
     parser.add_argument("--divisors", nargs="+", type=int, default=[2, 4, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[2])
     parser.add_argument("--repeats", type=int, default=5)
+    kinds = ("cold", "warm", "training")
+    parser.add_argument("--cores", nargs="*", default=kinds, choices=kinds, help="of the rows of a step")
+    others = ("augmented-bug", "from-dense")
+    parser.add_argument("--rivals", nargs="*", default=(), choices=others, help="further rows")
     parser.add_argument("--no-literal", action="store_true", help="do not run the torch loop")
-    arguments = parser.parse_args()
+    parser.add_argument("--keep", action="store_true", help="add to the rows that the result file has")
+    options = parser.parse_args()
     rows = []
-    for net in arguments.nets:
-        for divisor in arguments.divisors:
-            for threads in arguments.threads:
-                rows += measure(net, divisor, threads, arguments.repeats, not arguments.no_literal)
-                harness.print_table(rows[-2:])
+    for net, divisor, threads in itertools.product(options.nets, options.divisors, options.threads):
+        rows += measure(net, divisor, threads, options)
     harness.print_table(rows, title="linear algebra of one TDLRT step")
+    path = harness.RESULTS / "linear_algebra.json"
+    if options.keep and path.exists():
+        rows = json.loads(path.read_text())["rows"] + rows
     print(harness.save("linear_algebra", rows))
 
 

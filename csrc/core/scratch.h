@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -65,6 +66,21 @@ class Buffer : public Scratch<T> {
     if (!*this) throw std::bad_alloc();
   }
   operator T*() const { return this->data(); }
+};
+
+// std::vector<T, Uninitialised<T>> leaves new elements as they are in memory.
+template <class T>
+struct Uninitialised : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = Uninitialised<U>;
+  };
+  template <class U>
+  void construct(U*) noexcept {}
+  template <class U, class... Arguments>
+  void construct(U* at, Arguments&&... arguments) {
+    ::new (static_cast<void*>(at)) U(std::forward<Arguments>(arguments)...);
+  }
 };
 
 }  // namespace tk

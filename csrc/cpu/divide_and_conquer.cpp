@@ -234,6 +234,7 @@ struct Merge {
     }
     // Coefficients of the wanted combinations, one per row, and copies of the wanted deflated vectors.
     std::vector<int64_t> place, kept_place;
+    std::vector<double> ratios(k);
     Buffer<double> coefficients(std::max<int64_t>(k * k, 1)), kept(std::max<int64_t>((n - k) * n, 1)),
         result(n * n);
     for (int64_t i = 0; i < wanted; ++i) {
@@ -243,14 +244,11 @@ struct Merge {
         kept_place.push_back(i);
         continue;
       }
-      double *out = coefficients + static_cast<int64_t>(place.size()) * k, length = 0;
-      const double* g = gaps + source * k;
-      for (int64_t c = 0; c < k; ++c) {
-        out[c] = fresh[columns[c]] / g[columns[c]];
-        length += out[c] * out[c];
-      }
-      length = 1 / std::sqrt(length);
-      for (int64_t c = 0; c < k; ++c) out[c] *= length;
+      double* out = coefficients + static_cast<int64_t>(place.size()) * k;
+      std::fill(ratios.begin(), ratios.end(), 1.0);
+      simd<double>().scale_by_ratio(k, fresh.data(), gaps + source * k, 0.0, ratios.data());
+      const double scale = 1 / std::sqrt(simd<double>().sum_squares(k, ratios.data()));
+      for (int64_t c = 0; c < k; ++c) out[c] = scale * ratios[columns[c]];
       place.push_back(i);
     }
     const int64_t count = place.size();

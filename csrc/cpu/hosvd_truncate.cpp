@@ -53,6 +53,7 @@ int64_t product(const int64_t* begin, const int64_t* end) {
 
 template <class T>
 struct Truncation {
+  using Values = std::vector<T, Uninitialised<T>>;
   const tk_hosvd_problem& p;
   const T* core = nullptr;            // the input, or a scaled copy of it where squares would overflow
   std::unique_ptr<Buffer<T>> scaled;  // that copy, core · 2^−exponent
@@ -184,14 +185,14 @@ struct Truncation {
   }
 
   // The combined projection of a group, P_aᵀ ⊗ P_bᵀ …, rows × width; empty where nothing is truncated.
-  std::vector<T> combined(int64_t group) const {
+  Values combined(int64_t group) const {
     const int64_t end = group < tail ? group + 1 : d;
     if (std::none_of(vectors + group, vectors + end, [](const auto& v) { return bool(v); })) return {};
-    std::vector<T> result{T(1)};
+    Values result{T(1)};
     int64_t rows = 1, width = 1;
     for (int64_t mode = group; mode < end; ++mode) {
       const int64_t r = rank[mode], n = p.shape[mode];
-      std::vector<T> next(rows * r * width * n);
+      Values next(rows * r * width * n);
       for (int64_t a = 0; a < rows; ++a)
         for (int64_t i = 0; i < r; ++i)
           for (int64_t b = 0; b < width; ++b)
@@ -205,12 +206,12 @@ struct Truncation {
     return result;
   }
 
-  static void multiply_mode(const ModeProduct<T>& mode_product, const T* x, std::vector<T>& y) {
+  static void multiply_mode(const ModeProduct<T>& mode_product, const T* x, Values& y) {
     if (!mode_product.run(x, y.data(), 1)) throw std::bad_alloc();
   }
 
   // x ×_groups matrices, from the shape to the ranks or back.
-  std::vector<T> apply(const T* x, bool expand) const {
+  Values apply(const T* x, bool expand) const {
     const int64_t count = groups();
     int64_t from[TK_MAX_MODES], to[TK_MAX_MODES], order[TK_MAX_MODES];
     for (int64_t g = 0; g < count; ++g) {
@@ -220,17 +221,17 @@ struct Truncation {
       if (expand) std::swap(from[g], to[g]);
       order[g] = g;
     }
-    std::vector<T> result;
+    Values result;
     // The mode that shrinks most comes first (grows least, when expanding).
     std::stable_sort(order, order + count, [&](int64_t a, int64_t b) {
       return 1.0 / to[a] - 1.0 / from[a] > 1.0 / to[b] - 1.0 / from[b];
     });
     for (int64_t k = 0; k < count; ++k) {
       const int64_t g = order[k], n = from[g], rows = to[g];
-      const std::vector<T> matrix = combined(g);
+      const Values matrix = combined(g);
       if (matrix.empty()) continue;
       const int64_t outer = product(from, from + g), inner = product(from + g + 1, from + count);
-      std::vector<T> y(outer * rows * inner);
+      Values y(outer * rows * inner);
       multiply_mode({outer, n, inner, rows, matrix.data(), expand ? 1 : n, expand ? rows : 1}, x, y);
       result.swap(y);
       x = result.data();
@@ -242,7 +243,7 @@ struct Truncation {
 
   // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it. Returns
   // whether it had to.
-  bool make_feasible(std::vector<T>& small) {
+  bool make_feasible(Values& small) {
     bool changed = false;
     for (int64_t mode = 0; mode < d; ++mode) {
       const int64_t all = product(rank, rank + d), others = all / std::max<int64_t>(rank[mode], 1);
@@ -258,7 +259,7 @@ struct Truncation {
       } else {
         leading_singular_vectors(old, others, unfolded, {-1, others, others}, rows);
       }
-      std::vector<T> rotation(rows.data(), rows.data() + others * old), y(outer * others * inner);
+      Values rotation(rows.data(), rows.data() + others * old), y(outer * others * inner);
       multiply_mode({outer, old, inner, others, rotation.data(), old, 1}, small.data(), y);
       small.swap(y);
       auto rotated = std::make_unique<Buffer<T>>(others * n);
@@ -274,13 +275,13 @@ struct Truncation {
     return changed;
   }
 
-  double error(const std::vector<T>& small) const {
+  double error(const Values& small) const {
     if (energy == 0) return 0;
     if (steps && steps->squared_error() >= 0) return std::sqrt(steps->squared_error() / energy);
     const double kept = norm(small.size(), small.data());
     const double difference = energy - kept * kept;
     if (difference > Limits<T>::plain_difference * energy) return std::sqrt(difference / energy);
-    std::vector<T> back = apply(small.data(), true);
+    Values back = apply(small.data(), true);
     for (int64_t i = 0; i < size(); ++i) back[i] -= core[i];
     return norm(size(), back.data()) / std::sqrt(energy);
   }
@@ -299,7 +300,7 @@ struct Truncation {
       steps.reset();
       for (int64_t group = 0; group < groups(); ++group) find_vectors(group);
     }
-    std::vector<T> small = apply(core, false);
+    Values small = apply(core, false);
     if (make_feasible(small)) steps.reset();  // what they know of the error leaves out its rounding
     relative_error = error(small);
     for (int64_t mode = 0; mode < d; ++mode)
@@ -316,7 +317,7 @@ struct Truncation {
     for (int64_t i = 0; i < n; ++i) out[i * n + i] = 1;
   }
 
-  void write_core(const std::vector<T>& small, T* result) const {
+  void write_core(const Values& small, T* result) const {
     std::fill_n(result, size(), T(0));
     if (small.empty()) return;
     int64_t index[TK_MAX_MODES] = {};

@@ -13,20 +13,24 @@
 
 namespace tk {
 
-double reflector(int64_t n, double* x, double& tau) {
+template <class T>
+double reflector(int64_t n, T* x, T& tau) {
   const double tail = n > 1 ? norm(n - 1, x + 1) : 0, first = x[0];
   tau = 0;
   x[0] = 1;
   if (tail == 0) return first;
   const double beta = -std::copysign(std::hypot(first, tail), first);
   const double scale = 1 / (first - beta);
-  tau = (beta - first) / beta;
-  if (std::isfinite(scale))
-    for (int64_t i = 1; i < n; ++i) x[i] *= scale;
+  tau = static_cast<T>((beta - first) / beta);
+  if (std::isfinite(static_cast<T>(scale)))
+    for (int64_t i = 1; i < n; ++i) x[i] *= static_cast<T>(scale);
   else
-    for (int64_t i = 1; i < n; ++i) x[i] = x[i] / (first - beta);
+    for (int64_t i = 1; i < n; ++i) x[i] = static_cast<T>(x[i] / (first - beta));
   return beta;
 }
+
+template double reflector<float>(int64_t, float*, float&);
+template double reflector<double>(int64_t, double*, double&);
 
 void block_factor(int64_t m, int64_t w, const double* v, int64_t v_row, const double* tau, double* t) {
   double products[block_size * block_size];
@@ -64,7 +68,7 @@ void householder_qr(int64_t m, int64_t n, double* at, double* qt, double* r) {
     for (int64_t j = begin; j < begin + w; ++j) {
       double *column = v + j * m + j, product;
       std::copy_n(at + j * m + j, m - j, column);
-      diagonal[j] = (reflector(m - j, column, tau[j - begin]));
+      diagonal[j] = (reflector<double>(m - j, column, tau[j - begin]));
       for (int64_t c = j + 1; c < begin + w; ++c) {
         simd<double>().gemv(1, m - j, at + c * m + j, m, column, &product);
         product = (product * tau[j - begin]);

@@ -6,7 +6,7 @@
 // where k − 2 is too few even after all that rotations could gain. (One such step is a step of the QR
 // iteration, so G stays nearly diagonal.) Cold: tridiagonalisation, divide and conquer for the leading
 // vectors only, back-transformation. Without squaring: QR and one-sided Jacobi of the unfolding. Numerics:
-// float64; the warm vectors in float32 where G is no better.
+// float64; the warm vectors and the tridiagonalisation in float32 where G is no better.
 #include "cpu/leading_vectors.h"
 
 #include <algorithm>
@@ -107,6 +107,26 @@ int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* r
   return rank;
 }
 
+// Tridiagonalisation in T; the reflectors come back in float64, each orthogonal to rounding of float64.
+template <class T>
+void tridiagonalise_in(int64_t n, const double* g, double* d, double* e, double* v, double* tau) {
+  const int64_t step = padded<T>(n), wide = padded<double>(n);
+  Buffer<T> a(n * step), narrow(n * step), factor(n);
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, g[i * n + i]);
+  const double scale = largest > 0 ? largest : 1;  // squares of float32 may underflow
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = i; j < n; ++j) a[i * step + j] = static_cast<T>(g[i * n + j] / scale);
+  tridiagonalise<T>(n, a, d, e, narrow, factor);
+  for (int64_t i = 0; i < n; ++i) d[i] *= scale;
+  for (int64_t i = 0; i + 1 < n; ++i) e[i] *= scale;
+  for (int64_t i = 0; i < n; ++i) {
+    std::copy_n(narrow + i * step, n, v + i * wide);
+    const double square = simd<double>().sum_squares(n, v + i * wide);
+    tau[i] = factor[i] == 0 ? 0 : 2 / square;
+  }
+}
+
 }  // namespace
 
 int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, bool single, double* rows,
@@ -116,10 +136,11 @@ int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, b
                                 : warm_vectors<double>(n, g, rule, rows, discarded);
     if (rank >= 0) return rank;
   }
-  const int64_t step = padded<double>(n);
-  Buffer<double> a(n * step), v(n * step), d(n), e(n), tau(n), values(n);
-  for (int64_t i = 0; i < n; ++i) std::copy_n(g + i * n, n, a + i * step);
-  tridiagonalise(n, a, d, e, v, tau);
+  Buffer<double> v(n * padded<double>(n)), d(n), e(n), tau(n), values(n);
+  if (single)
+    tridiagonalise_in<float>(n, g, d, e, v, tau);
+  else
+    tridiagonalise_in<double>(n, g, d, e, v, tau);
   const int64_t rank = tridiagonal_eigen(
       n, d, e,
       [&](double* energy) {

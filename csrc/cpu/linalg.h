@@ -42,7 +42,8 @@ template <class T>
 void complete_rows(int64_t n, T* q, int64_t row, int64_t kept, int64_t wanted);
 
 // householder.cpp. Turns x (length n) into v with v[0] = 1 and (I − tau v vᵀ) x = beta e_0; returns beta.
-double reflector(int64_t n, double* x, double& tau);
+template <class T>
+double reflector(int64_t n, T* x, T& tau);
 
 constexpr int64_t block_size = 32;  // reflectors in one block; T is block_size × block_size
 
@@ -61,7 +62,8 @@ void householder_qr(int64_t m, int64_t n, double* at, double* qt, double* r);
 // tridiagonal.cpp: A = Q T Qᵀ, T tridiagonal with diagonal d (n) and off-diagonal e (n−1 entries, room for
 // n). a (upper triangle, padded rows) is destroyed; row j of v (padded, zero up to j) and tau[j] are the
 // reflectors of Q.
-void tridiagonalise(int64_t n, double* a, double* d, double* e, double* v, double* tau);
+template <class T>
+void tridiagonalise(int64_t n, T* a, double* d, double* e, T* v, T* tau);
 
 // rows (count×n) ← rows Qᵀ: eigenvectors of T, as rows, become those of A.
 void back_transform(int64_t count, int64_t n, const double* v, const double* tau, double* rows);
