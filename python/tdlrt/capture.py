@@ -26,6 +26,7 @@ class Capture:
         self._pairs = {layer: [] for layer in layers.values()}
         self._contracted = {}
         self._missing = {}
+        self._scales = {}
         own = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
@@ -62,7 +63,7 @@ class Capture:
             )
         with torch.no_grad():
             try:
-                (expansion,) = expand({name: layer}, self._optimizer())
+                (expansion,) = expand({name: layer}, self._optimizer(), self._scales.get(layer, 1.0))
             except NonFiniteError:  # found again by the step, which says so or skips
                 return
             if expansion.grew:
@@ -72,6 +73,11 @@ class Capture:
     def kept(self, layer):
         """How many calls of the layer are kept."""
         return len(self._pairs[layer])
+
+    def remember_scale(self, layer, scale):
+        """What gradients were multiplied by after the last backward pass, likely to be so again (loss scaling): a new
+        direction adds them to a momentum of the scale after."""
+        self._scales[layer] = scale
 
     def contracted(self, layer):
         """The `Contracted` of a layer that the backward pass has dealt with, or None."""

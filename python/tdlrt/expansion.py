@@ -22,6 +22,7 @@ class Expansion:
 
     group: the core's parameter group, where its momentum goes along (`momentum.py`); momenta: {mode: (momentum before
     the step or None, gradient)} of the factors. clip: what the gradients were multiplied by after that.
+    expected_scale: what they will be multiplied by between the choice of directions and the step.
     state: of the optimiser, before the step. core_gradient: of the augmented core, once the integrator has run.
     scale: factor between what the kept pairs give and the gradients to step with.
     """
@@ -34,6 +35,7 @@ class Expansion:
     group: dict | None = None
     momenta: dict = field(default_factory=dict)
     clip: torch.Tensor | float = 1.0
+    expected_scale: float = 1.0
     state: dict = field(default_factory=dict)
     core_gradient: torch.Tensor | None = None
     scale: torch.Tensor | float = 1.0
@@ -50,7 +52,7 @@ class Expansion:
             return gradient
         before = optimizer_state.get(self.layer.core, {}).get(momentum.OUTSIDE)
         self.momenta[mode] = None if before is None else before[mode], gradient
-        return momentum.advance(*self.momenta[mode], self.group)
+        return momentum.advance(*self.momenta[mode], self.group, self.expected_scale)
 
     @property
     def shape(self):
@@ -110,12 +112,14 @@ class Expansion:
         return carried
 
 
-def expand(layers, optimizer):
+def expand(layers, optimizer, expected_scale=1.0):
     """Augmented bases of all layers and modes from the factors' gradients and momenta. layers: {name: layer}.
 
     A mode whose factor has no gradient keeps its basis. Raises `NonFiniteError`.
     """
     expansions = [Expansion.at(name, layer, optimizer) for name, layer in layers.items()]
+    for e in expansions:
+        e.expected_scale = expected_scale
     gradients = {
         (e.name, mode): e.direction(mode, e.layer.factors[mode].grad, optimizer.state)
         for e in expansions

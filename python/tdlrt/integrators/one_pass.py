@@ -58,6 +58,10 @@ def _contracted(optimizer, layers, local, contract):
             contraction = done[e.name] or optimizer.capture.pairs(e.name, e.layer)
             comparisons.append(compare(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
+    for c in comparisons:
+        e = c.expansion
+        optimizer.capture.remember_scale(e.layer, e.scale)
+        e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
     return expansions, [(c.expansion, c.gradient) for c in comparisons]
 
 
