@@ -2,8 +2,9 @@
 //
 // The first and the last mode are read in place by strides. A mode in the middle is copied once to (outer,
 // inner, n), so that it becomes one long product too. Only blocks on and below the diagonal are computed, in
-// strips of 64 rows and 512 terms (128 rows waste more above the diagonal: 7 % slower, measured). Numerics: float64, or sums of 512 terms in T added up in float64: then an
-// entry is off by some √512 u of |x_k||x_l|, and the energy of a tail by far less than 1e-6 of the whole.
+// strips of 64 rows and 512 terms (128 rows waste more above the diagonal: 7 % slower, measured). Numerics:
+// float64, or sums of 512 terms in T added up in float64: then an entry is off by some √512 u of |x_k||x_l|,
+// and the energy of a tail by far less than 1e-6 of the whole.
 #include "cpu/core_tensor.h"
 
 #include <algorithm>

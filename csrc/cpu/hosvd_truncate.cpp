@@ -8,9 +8,9 @@
 // products and the error of every core. Numerics: float64 Gram matrices where the tolerance leaves them room
 // (they square singular values), QR and Jacobi of the unfolding otherwise; products in T. The error is
 // sqrt(|C|² − |C'|²) where that difference is far above the rounding of C' and the norm of the explicit
-// residual otherwise. Given ranks of a core whose energy lies in its leading corner, as after a small step in
-// training, take no solve at all: one orthogonal iteration per mode gives the subspaces, held to the same
-// bound (fixed_ranks.cpp), and the error comes from its blocks. Results do not depend on the number of
+// residual otherwise. Given ranks of a float32 core whose energy lies in its leading corner, as after a small
+// step in training, take no solve at all: one orthogonal iteration per mode gives the subspaces, held to the
+// same bound (fixed_ranks.cpp), and the error comes from its blocks. Results do not depend on the number of
 // threads.
 #include <algorithm>
 #include <cmath>
@@ -95,6 +95,7 @@ struct Truncation {
       bound = -1;
       gram = std::is_same_v<T, float>;
       exact = !gram;
+      if (!gram) return;  // in float64 a step of training is to equal the literal one to rounding
       for (int64_t mode = 0; mode < d; ++mode)
         if (truncates(mode)) rank[mode] = std::min(p.max_rank[mode], p.shape[mode]);
       steps = std::make_unique<FixedRanks<T>>(core, d, p.shape, rank);
