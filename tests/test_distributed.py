@@ -280,8 +280,8 @@ def sharded_wrongly(rank, world):
         tdlrt.TDLRT(fully_shard(network(0)), **OPTIONS)
 
 
-def bare_equals_one_process(rank, world):
-    """Adapters leave a wrapper nothing to do; the optimiser averages alone."""
+def adapters_equal_one_process(rank, world, wrapped):
+    """Where all else is frozen a wrapper has nothing to do, and the optimiser averages alone."""
 
     def adapted(seed):
         model = tdlrt.adapt(tdlrt.to_dense(network(0)), ranks=2)
@@ -292,13 +292,17 @@ def bare_equals_one_process(rank, world):
                 nn.init.orthogonal_(parameter)
         return model
 
-    def trained(model, part, **more):
+    def trained(model, part, inner=None, **more):
         optimizer = tdlrt.TDLRT(model, **OPTIONS, **more)
         for step in range(5):
             step_on(model, optimizer, *(t[part] for t in batch(step, 4 * world)))
-        return tdlrt.to_dense(model).state_dict()
+        return tdlrt.to_dense(inner or model).state_dict()
 
-    found = trained(adapted(rank), slice(rank, None, world), process_group=dist.group.WORLD)
+    model, part = adapted(rank), slice(rank, None, world)
+    if wrapped:
+        found = trained(DistributedDataParallel(model), part, model)
+    else:
+        found = trained(model, part, process_group=dist.group.WORLD)
     for name, value in trained(adapted(0), slice(None)).items():
         assert torch.allclose(found[name], value, rtol=0, atol=1e-9), name
 
@@ -336,7 +340,8 @@ def test_two_processes(tmp_path):
         (non_finite_on_one_rank, "skip"),
         (disagreement_on_one_rank,),
         (followed_by_ddp,),
-        (bare_equals_one_process,),
+        (adapters_equal_one_process, False),
+        (adapters_equal_one_process, True),
     )
 
 

@@ -191,3 +191,25 @@ def test_every_integrator_learns():
             optimizer.step(closure)
         assert problem.loss().item() < 2e-3 * 0.5 * (target**2).sum().item(), integrator
         assert problem.layer.ranks == (3, 3, 2, 2), integrator
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_standard_takes_the_gradient_at_its_own_point_where_no_basis_can_grow(momentum):
+    """Its last evaluation before that was in K-form, where the core's gradient is another one."""
+    found = []
+    x = torch.randn(9, 6, dtype=torch.float64)
+    start = tdlrt.TuckerLinear(6, 6, dtype=torch.float64)  # both ranks full
+    for integrator in ("standard", "two_pass"):
+        layer = copy.deepcopy(start)
+        optimizer = tdlrt.TDLRT(layer, lr=0.3, momentum=momentum, tol=None, integrator=integrator)
+
+        def closure(layer=layer, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (layer(x) - x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        found.append(layer.weight.detach())
+    assert torch.allclose(*found, rtol=0, atol=1e-12)

@@ -21,11 +21,12 @@ def standard(optimizer, closure):
     steps, loss = {}, None
     for mode in range(max((len(e.factors) for e in expansions if e.layer.train_bases), default=0)):
         loss = _k_step(mode, expansions, optimizer, evaluate, steps)
+    last = evaluate
     if loss is None:  # no layer, or none whose bases are trained: an ordinary step
-        loss = evaluate()
+        loss, last = evaluate(), None
     expand_along(expansions, steps)
     seen = [e for e in expansions if e.layer.core.grad is not None or any((e.name, m) in steps for m in e.layer.modes)]
-    second_pass(optimizer, seen, evaluate)
+    second_pass(optimizer, seen, last)
     return loss, seen
 
 

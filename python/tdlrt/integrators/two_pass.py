@@ -10,18 +10,16 @@ def two_pass(optimizer, closure):
     loss = evaluate()
     expansions = expand(optimizer.layers_with_gradient(), optimizer)
     refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients(), optimizer.reducer)
-    second_pass(optimizer, expansions, evaluate)
+    # Where no basis grew, this evaluation has given the gradient already.
+    second_pass(optimizer, expansions, evaluate if any(e.grew for e in expansions) else None)
     return loss, expansions
 
 
 def second_pass(optimizer, expansions, evaluate):
-    """Moves all layers to their augmented points and evaluates there; moves them back if that fails.
-
-    Where no basis grew, the first evaluation has given the gradient already.
-    """
+    """Moves all layers to their augmented points and evaluates there, if need be; moves them back if that fails."""
     for e in expansions:
         e.enter(optimizer.state)
-    if not any(e.grew for e in expansions):
+    if evaluate is None:
         return
     try:
         evaluate()
