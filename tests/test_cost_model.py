@@ -84,6 +84,22 @@ def test_the_user_decides(path, monkeypatch):
     tk.tucker_conv(torch.randn(1, 4, 5, 5), torch.randn(2, 2, 3, 3), [torch.randn(4, 2)] * 2 + [None] * 2, path=path)
 
 
+def test_a_layer_remembers_its_path(monkeypatch):
+    """Per direction, and only where "auto" chooses."""
+    asked = []
+    monkeypatch.setattr(cost_model, "choose", lambda conv, paths, previous, **_: asked.append(previous) or "chain")
+    x, memory = torch.randn(1, 4, 5, 5), {}
+    core, factors = torch.randn(2, 2, 3, 3).requires_grad_(), [torch.randn(4, 2)] * 2 + [None] * 2
+    tk.tucker_conv(x, core, factors, path="reconstruct", memory=memory)
+    assert not memory
+    for _ in range(2):
+        tk.tucker_conv(x, core, factors, memory=memory)
+    with torch.no_grad():
+        tk.tucker_conv(x, core, factors, memory=memory)
+    assert asked == [None, "chain", None]
+    assert memory == {True: "chain", False: "chain"}
+
+
 @pytest.mark.parametrize(("choice", "offered"), [("reference", False), ("cpu", True)])
 def test_fused_is_offered_where_a_back_end_has_it(choice, offered, monkeypatch):
     asked = []

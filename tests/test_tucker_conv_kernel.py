@@ -185,25 +185,66 @@ def test_bases_may_be_applied_to_the_gradient(late, known, monkeypatch):
     assert not known or not found[:3, :5].any()
 
 
+def test_recomputing_keeps_no_more_than_the_dense_layer():
+    """Bytes that autograd holds between forward and backward pass beside the operands."""
+    x, core = torch.randn(2, 32, 16, 16), torch.randn(16, 16, 3, 3)
+    u_out, u_in, dense = torch.randn(32, 16), torch.randn(32, 16), torch.randn(32, 32, 3, 3)
+    operands = [v.requires_grad_() for v in (x, core, u_out, u_in, dense)]
+    x, core, u_out, u_in, dense = operands
+
+    def held(function):
+        kept = {}
+        own = {v.untyped_storage().data_ptr() for v in operands}
+
+        def pack(v):
+            if v.untyped_storage().data_ptr() not in own:
+                kept[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
+            return v
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda v: v):
+            function()
+        return sum(kept.values())
+
+    def fused(recompute):
+        return tk.tucker_conv(x, core, [u_out, u_in, None, None], padding=1, path="fused", recompute=recompute)
+
+    assert held(lambda: fused(True)) == held(lambda: torch.nn.functional.conv2d(x, dense, padding=1)) == 0
+    assert held(lambda: fused(False)) == 2 * 2 * 16 * 16 * 16 * 4  # z and t
+
+
+def in_a_process_of_its_own(code, **environment):
+    """Where the kernels read their environment: they do it once."""
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root / "tests"), *sys.path])
+    command = [sys.executable, "-c", "import torch, test_tucker_conv_kernel as t, tucker_kernels as tk\n" + code]
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set(isa):
-    """The same tests with narrower vectors, in a process of their own: the choice is made once."""
+    """The same tests with narrower vectors."""
     code = (
-        "import torch, test_tucker_conv_kernel as t, tucker_kernels as tk\n"
         f"assert tk.backends()['cpu'][1].endswith({isa!r}), tk.backends()['cpu']\n"
         "for problem in t.TILED:\n"
         "    for dtype in (torch.float32, torch.float64, torch.bfloat16): t.check(problem, dtype)\n"
     )
-    root = Path(__file__).parents[1]
-    path = os.pathsep.join([str(root / "tests"), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TK_ISA": isa, "PYTHONPATH": path},
-        cwd=root,
-        capture_output=True,
-        text=True,
+    in_a_process_of_its_own(code, TK_ISA=isa)
+
+
+def test_winograd_can_be_switched_off():
+    """Direct sums are several times as accurate as tiles."""
+    code = (
+        "operands, _, (y, *_) = t.results(t.BY_NAME['resnet_wide'], torch.float32)\n"
+        "x, core, bias, *factors = operands\n"
+        "with torch.no_grad():\n"
+        "    exact = t.oracles.conv(x, core, factors, bias, 1, 1, 1)\n"
+        "print(float((y - exact).norm() / exact.norm()))\n"
     )
-    assert done.returncode == 0, done.stderr
+    tiles, direct = (float(in_a_process_of_its_own(code, TK_WINOGRAD=switch)) for switch in ("1", "0"))
+    assert 2 * direct < tiles < 1e-5
 
 
 def test_nan_stays_visible():

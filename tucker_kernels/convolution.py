@@ -58,15 +58,21 @@ def _threads():
     return torch.get_num_threads()
 
 
-def _cheapest_path(conv, input, training):
+def _cheapest_path(conv, input, training, memory):
     """The fused kernel takes part where its cost is known: on the CPU, if the compiled back end may be used."""
     fused = input.ndim <= 4 and _has_compiled_convolution(input.device.type)
     paths = ("chain", *(("fused",) if fused and input.dtype != torch.float16 else ()), "reconstruct")
     name = str(input.dtype).removeprefix("torch.")
-    return cost_model.choose(conv, paths, dtype=name, training=training, threads=_threads())
+    if memory is None or torch.compiler.is_dynamo_compiling():  # compiled once, the path stays anyway
+        return cost_model.choose(conv, paths, dtype=name, training=training, threads=_threads())
+    path = cost_model.choose(conv, paths, memory.get(training), dtype=name, training=training, threads=_threads())
+    memory[training] = path
+    return path
 
 
-def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False):
+def tucker_conv(
+    input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False, memory=None
+):
     """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
 
     Args:
@@ -79,6 +85,8 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
         path: "chain" (1×1 → core window → 1×1), "reconstruct" (one dense convolution with the full weight), "fused"
             (the chain in one kernel, where a back end has one), or "auto": whichever `cost_model` expects to be
             fastest.
+        memory: a dict that a layer keeps: the path in it stays until another is expected to be a tenth faster, so that
+            ranks that move to and fro do not make the path do the same.
         recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
 
     Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
@@ -107,15 +115,20 @@ def tucker_conv(input, core, factors, bias=None, stride=1, padding=0, dilation=1
             *(None if factor is None else factor.shape[1] for factor in (out_factor, in_factor)),
             *(tuple(v) for v in (input.shape[2:], sizes, window, stride, padding, dilation)),
         )
-        path = _cheapest_path(conv, input, needs_gradient(*operands))
+        path = _cheapest_path(conv, input, needs_gradient(*operands), memory)
     if path == "reconstruct":
         weight = multiply(core, [out_factor, in_factor], (0, 1), False)
         convolution = (torch.conv1d, torch.conv2d, torch.conv3d)[len(window) - 1]
         y = convolution(input, weight, bias, stride, padding, dilation)
         return y.contiguous(memory_format=reference.format_of(input))  # torch keeps it only in some dtypes
+    return convolve(operands, (stride, padding, dilation), path, not recompute)
+
+
+def convolve(operands, geometry, path, save):
+    """By "chain" or "fused", of arguments that were checked."""
     if needs_gradient(*operands):
-        return TuckerConv.apply(*operands, stride, padding, dilation, path, not recompute)
-    return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, False)[0]
+        return TuckerConv.apply(*operands, *geometry, path, save)
+    return call(ops.tucker_conv_forward.default, *operands, *geometry, path, False)[0]
 
 
 def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1, known=None):

@@ -20,7 +20,10 @@ import os
 import warnings
 from pathlib import Path
 
+import torch
+
 PATHS = ("chain", "fused", "reconstruct")
+WINOGRAD = os.environ.get("TK_WINOGRAD") != "0"  # as the compiled kernels read it
 HYSTERESIS = 0.1  # a path that is in use stays unless another is expected to take this much less time
 
 
@@ -146,7 +149,7 @@ def operations(path, conv):
 def _window_products(conv):
     """Products per input and output channel of the fused kernel's core window, transforms of tiles included."""
     products, (r_out, r_in) = conv.batch * _inside(conv), conv.ranks
-    if conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
+    if WINOGRAD and conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
         tiles = conv.batch * math.prod([-(-n // 4) for n in conv.out_size])  # a list: torch.compile traces it
         transforms = 420 * max(r_out, r_in) / (r_out * r_in) if r_out * r_in else 0
         products = min(products, tiles * (40 + transforms) + 250)
@@ -198,13 +201,17 @@ def seconds(path, conv, dtype="float32", training=False, threads=1, machine=None
     return passes * (work + launches)
 
 
+_expected = functools.lru_cache(4096)(seconds)
+
+
 def choose(conv, paths=PATHS, previous=None, **how):
     """The path with the least expected time; the first on a tie. `how`: arguments of `seconds`.
 
     `previous`, the path in use, stays unless another is expected to be a tenth faster: ranks that move to and fro
     do not make the path do the same.
     """
-    times = {path: seconds(path, conv, **how) for path in paths}
+    cached = how.get("machine") is None and not torch.compiler.is_dynamo_compiling()
+    times = {path: (_expected if cached else seconds)(path, conv, **how) for path in paths}
     best = min(times, key=times.get)
     if previous in times and times[best] > (1 - HYSTERESIS) * times[previous]:
         return previous

@@ -5,7 +5,7 @@ import math
 import torch
 
 from tucker_kernels import cost_model, validation
-from tucker_kernels.convolution import tucker_conv
+from tucker_kernels.convolution import convolve
 from tucker_kernels.functional import check_factors, multiply
 from tucker_kernels.library import ops
 
@@ -20,8 +20,8 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         bias: (n_out,) or None.
         out_modes: how many leading modes make up the output.
         path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight), or
-            "auto" (fewest operations), or "fused": two modes as a convolution of one pixel, in whichever
-            kernel the back end has for that.
+            "auto" (fewest operations), or "fused": two modes as a 1×1 convolution, in whichever kernel the back end
+            has for that.
 
     Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
     """
@@ -40,11 +40,11 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         validation.tensor("bias", bias, ndim=1, like=("core", core))
         if bias.shape[0] != n_out:
             raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
-    if path == "fused":
-        if core.ndim != 2:
-            raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
-        return _fused_linear(input, core, factors, bias)
+    if path == "fused" and core.ndim != 2:
+        raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
     rows = math.prod(input.shape[:-1])
+    if path == "fused" and rows:
+        return _fused_linear(input, core, factors, bias)
     r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
     if path == "auto":
         chain = rows * (n_in * r_in + r_in * r_out + r_out * n_out)
@@ -62,10 +62,11 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
 
 
 def _fused_linear(input, core, factors, bias):
-    """U C Vᵀ x + b as a Tucker convolution of one pixel, whose operator back ends fuse."""
-    x = input.reshape(-1, input.shape[-1], 1, 1)
-    y = tucker_conv(x, core[:, :, None, None], [*factors, None, None], bias, path="fused")
-    return y.reshape(*input.shape[:-1], y.shape[1])
+    """U C Vᵀ x + b as a 1×1 Tucker convolution of one image whose pixels are the rows; back ends fuse that operator."""
+    pixels = input.reshape(-1, input.shape[-1]).T[None, :, :, None]
+    operands = (pixels, core[:, :, None, None], *factors, bias)
+    y = convolve(operands, ([1, 1], [0, 0], [1, 1]), "fused", True)
+    return y[0, :, :, 0].T.reshape(*input.shape[:-1], y.shape[1])
 
 
 def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):

@@ -56,6 +56,14 @@ const SimdTable<double>& simd<double>() {
   return baseline::table_f64;
 }
 
+bool winograd_allowed() {
+  static const bool allowed = [] {
+    const char* choice = std::getenv("TK_WINOGRAD");
+    return !choice || std::strcmp(choice, "0");
+  }();
+  return allowed;
+}
+
 }  // namespace tk
 
 const char* tk_cpu_isa(void) { return tk::simd<float>().isa; }

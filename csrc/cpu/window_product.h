@@ -26,13 +26,12 @@ struct WindowCost {
 template <class T>
 WindowCost window_cost(const tk_conv2d& g, const int64_t (&result)[2]) {
   const double products = double(g.r_in) * double(g.r_out) / simd<T>().lanes;
-  double taps = double(g.batch), tiles = double(g.batch);
+  double taps = double(g.batch), tiles = winograd_allowed() ? double(g.batch) : -1;
   for (int i = 0; i < 2; ++i) {
     double inside = 0;
     for (int64_t tap = 0; tap < g.window[i]; ++tap) inside += double(tap_range(axis(g, i), tap).count());
     taps *= inside, tiles *= double(tiles_of(result[i]));
     if (g.window[i] != 3 || g.stride[i] != 1 || g.dilation[i] != 1 || g.padding[i] > 2) tiles = -1;
-    if (tiles < 0) break;
   }
   return {products, taps * products, tiles};
 }

@@ -29,6 +29,7 @@ class TuckerLayer(nn.Module):
         super().__init__()
         self.weight_shape = tuple(weight_shape)
         self.path = "auto"
+        self._paths = {}  # what "auto" chose last
         self.train_bases = True
         modes = factorised_modes(modes, len(self.weight_shape))
         ranks = mode_ranks(ranks, self.weight_shape, modes)

@@ -65,7 +65,8 @@ class _TuckerConv(TuckerLayer):
     def forward(self, input):
         batched = input if input.ndim == self.dimensions + 2 else input.unsqueeze(0)
         x, core, bias, factors = self._operands(self._padded(batched))
-        y = tk.tucker_conv(x, core, factors, bias, self.stride, self._inner_padding, self.dilation, path=self.path)
+        geometry = (self.stride, self._inner_padding, self.dilation)
+        y = tk.tucker_conv(x, core, factors, bias, *geometry, path=self.path, memory=self._paths)
         return y if batched is input else y.squeeze(0)
 
     def core_gradient(self, input, grad_output, factors, known=None):
