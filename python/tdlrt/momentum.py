@@ -18,8 +18,7 @@ Only for SGD: Adam divides by a second moment, which directions that just came i
 
 import torch
 
-import tucker_kernels as tk
-from tucker_kernels.functions import CrossGram
+from tucker_kernels.library import call, ops
 
 BUFFER = "momentum_buffer"
 OUTSIDE = "momentum_outside"  # in a core's state: m or None, per mode
@@ -40,13 +39,14 @@ def bring_in(e, buffer, outside):
         if m is not None and e.shape[mode] > r:
             block = list(e.known_block)
             block[mode] = slice(r, None)
-            inverse_times = torch.cholesky_solve(m.T @ e.bases[mode][:, r:], _cholesky_of_gram(e.core, mode))
-            buffer[tuple(block)] = tk.mode_dot(e.core, inverse_times, mode, transpose=True)
+            products = call(ops.cross_gram.default, m, e.bases[mode][:, r:], 1)
+            inverse_times = torch.cholesky_solve(products, _cholesky_of_gram(e.core, mode))
+            buffer[tuple(block)] = call(ops.mode_dot.default, e.core, inverse_times, mode, True)
 
 
 def _cholesky_of_gram(core, mode):
     """Of Mat(C) Mat(C)ᵀ, raised by its rounding: deficient cores stay solvable, and the projector never amplifies."""
-    gram = CrossGram.apply(core, core, mode)
+    gram = call(ops.cross_gram.default, core, core, mode)
     diagonal = gram.diagonal()
     numbers = torch.finfo(core.dtype)
     diagonal += 4 * numbers.eps * diagonal.sum() + numbers.tiny
@@ -55,8 +55,9 @@ def _cholesky_of_gram(core, mode):
 
 def carry(m, projection, basis):
     """m at the truncated basis U': its columns rotated by P₁, and what U' now holds taken out."""
-    m = m @ projection[: m.shape[1]]
-    return torch.addmm(m, basis, basis.T @ m, alpha=-1)
+    m = call(ops.mode_dot.default, m, projection[: m.shape[1]], 1, True)
+    inside = call(ops.cross_gram.default, basis, m, 1)
+    return m.sub_(call(ops.mode_dot.default, basis, inside, 1, True))
 
 
 def decay(state, group):
