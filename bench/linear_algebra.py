@@ -110,7 +110,13 @@ def training_layers(net, divisor):
     for core, modes in zip(cores, options["modes"], strict=True):
         own, directions = zip(*itertools.islice(pairs, len(modes)))
         corner = tuple(slice(0, own[modes.index(i)].shape[1] if i in modes else n) for i, n in enumerate(core.shape))
-        step = core.clone()
+        # Of the full augmented size, also where a direction depended on others and was dropped.
+        sizes = [
+            min(2 * own[modes.index(i)].shape[1], own[modes.index(i)].shape[0]) if i in modes else n
+            for i, n in enumerate(core.shape)
+        ]
+        step = torch.zeros(sizes)
+        step[tuple(slice(0, n) for n in core.shape)] = core
         step[corner] = 0
         ranks = [u.shape[1] for u in own]
         layers.append(Layer(tuple(modes), ranks, list(own), core[corner].clone(), list(directions), step, fixed=True))
