@@ -69,12 +69,15 @@ py::dict shown(const tk::GramProblem<T>& p) {
 }
 template <class T>
 py::dict shown(const tk::CholeskyProblem<T>& p) {
-  return shown({{"size", p.size}, {"work", at(p.work)}, {"out", p.inverse ? at(p.inverse) : at(p.factor)}});
+  return shown({{"size", p.size},
+                {"resident", p.resident},
+                {"work", at(p.work)},
+                {"out", p.inverse ? at(p.inverse) : at(p.factor)}});
 }
 template <class T>
 py::dict shown(const tk::JacobiProblem<T>& p) {
   return shown({{"size", p.size},
-                {"work", at(p.work)},
+                {"resident", p.resident},
                 {"out", at(p.basis)},
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});

@@ -334,6 +334,18 @@ def test_the_zero_core_keeps_an_identity_where_ranks_are_forced(device):
         assert_close((P.T @ P).cpu(), torch.diag(torch.eye(len(P))[0]).double(), "orthogonality")
 
 
+@pytest.mark.parametrize("n", [170, pytest.param(300, marks=pytest.mark.long)])
+def test_a_mode_that_shared_memory_does_not_hold(n, device):
+    """Part of the Cholesky factor and of Jacobi's columns lies in device memory: above 150 here, 237 on an H200."""
+    core = torch.linalg.qr(gaussian(n, n, seed=n))[0] * torch.logspace(0, -2, n).double()
+    core = (core @ torch.linalg.qr(gaussian(n, n, seed=n + 1))[0]).reshape(n, n, 1).float()
+    new, projections, ranks, error = tk.hosvd_truncate([core.to(device)], tol=0.05, modes=(0,))
+    kept = [None if p is None else p.cpu() for p in projections[0]]
+    test_hosvd_truncate.check(core, (new[0].cpu(), kept, ranks[0].tolist(), float(error[0])), tol=0.05, truncated=[0])
+    (V,), counts = tk.tangent_basis([core[:, :0, 0].to(device)], [core[:, :, 0].to(device)])
+    test_tangent_basis.check(core[:, :0, 0], core[:, :, 0], V.cpu(), int(counts))
+
+
 @pytest.mark.parametrize("modes", [(0,), (0, 2), ()])
 def test_chosen_modes(modes, device):
     core = cores()["cube"].float()

@@ -141,8 +141,10 @@ def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, devi
     for launch in plan["launches"]:
         if launch["kernel"] == "semidefinite_cholesky":
             assert [p["size"] for p in launch["problems"]] == [p[6] for p in problems]
-            for p in launch["problems"]:  # one that does not fit shared memory works in device memory
-                assert p["work"] != 0 or p["size"] * (p["size"] + 1) * 4 <= launch["shared"]
+            for p in launch["problems"]:  # rows that do not fit shared memory lie in device memory, and no others
+                assert p["size"] * 16 + p["resident"] * (p["resident"] + 1) * 4 <= launch["shared"]
+                assert (p["work"] != 0) == (p["resident"] < p["size"])
+                assert p["resident"] >= min(p["size"], 130)
 
 
 @st.composite

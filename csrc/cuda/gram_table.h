@@ -45,6 +45,14 @@ class GramTable {
   int64_t tiles_ = 0;
 };
 
+// How many rows or columns of a matrix of this size fit the shared memory of one block.
+template <class Bytes>
+int32_t most_resident(int64_t size, int64_t shared_bytes, Bytes&& bytes) {
+  int64_t resident = size;
+  while (resident > 0 && bytes(size, resident) > shared_bytes) --resident;
+  return static_cast<int32_t>(resident);
+}
+
 template <class T>
 class CholeskyTable {
  public:
@@ -53,11 +61,9 @@ class CholeskyTable {
     CholeskyProblem<T> p{};
     p.gram = gram, p.flag = flag;
     p.size = static_cast<int32_t>(size), p.tolerance = tolerance;
-    const int64_t bytes = semidefinite_cholesky_shared(size);
-    if (bytes > builder.shared_bytes())
-      p.work = builder.scratch<double>(size * size);
-    else
-      shared_ = std::max(shared_, bytes);
+    p.resident = most_resident(size, builder.shared_bytes(), semidefinite_cholesky_shared);
+    if (p.resident < size) p.work = builder.scratch<double>(size * (size + 1) / 2);
+    shared_ = std::max(shared_, semidefinite_cholesky_shared(size, p.resident));
     largest_ = std::max(largest_, p.size);
     problems_.push_back(p);
     return problems_.back();
@@ -81,11 +87,8 @@ class JacobiTable {
     JacobiProblem<T> p{};
     p.factor = factor;
     p.size = static_cast<int32_t>(size);
-    const int64_t bytes = jacobi_svd_shared<T>(size);
-    if (bytes > builder.shared_bytes())
-      p.work = builder.scratch<T>(size * size + 2 * size);
-    else
-      shared_ = std::max(shared_, bytes);
+    p.resident = most_resident(size, builder.shared_bytes(), jacobi_svd_shared<T>);
+    shared_ = std::max(shared_, jacobi_svd_shared<T>(size, p.resident));
     largest_ = std::max(largest_, p.size);
     problems_.push_back(p);
     return problems_.back();

@@ -45,24 +45,22 @@ struct InfeasibleMode {
     const int q = columns, size = p.size[mode];
     const int64_t along = stride(mode);
     double* spare = p.work + static_cast<int64_t>(rows) * q;
-    JacobiColumns<double> a(spare + static_cast<int64_t>(size) * q, p.work, q, rows);
+    JacobiColumns<double> a(spare + static_cast<int64_t>(size) * q, p.work, q, rows, 0);
     double norm = 0;
     for (int e = threadIdx.x; e < rows * q; e += blockDim.x) {
       const double value = p.core[column(e / rows) + e % rows * along];
-      a.columns[e] = value;
+      p.work[e] = value;
       norm += value * value;
     }
     norm = sqrt(block_sum(norm, part));
-    for (int c = threadIdx.x; c < q; c += blockDim.x) a.columns[c * rows + c] += norm > 0 ? 1e-13 * norm : 1;
+    for (int c = threadIdx.x; c < q; c += blockDim.x) p.work[c * rows + c] += norm > 0 ? 1e-13 * norm : 1;
     __syncthreads();
     for (int s = 0; s < 30; ++s) {
       a.sum_squares();
       if (!a.sweep(1e-15)) break;
     }
     a.sort(0, false);
-    const auto basis = [&](int i, int k) {
-      return a.columns[a.order[k] * rows + i] / sqrt(a.squares[a.order[k]]);
-    };
+    const auto basis = [&](int i, int k) { return a.column(a.order[k])[i] / sqrt(a.squares[a.order[k]]); };
     // Through `spare`, since all of the old is needed for each of the new.
     T* projection = p.projections[mode];
     for (int e = threadIdx.x; e < size * q; e += blockDim.x) {

@@ -6,8 +6,9 @@
 //
 // Dropping columns of A J loses no more than their norms say, at any stage: the bound holds however few
 // sweeps are made. A comes as a sorted Cholesky factor, so that a matrix whose rows are nearly orthogonal
-// needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory (n² + 2n elements
-// and n doubles), or stay in `factor` where that is too small. Tiling: a warp per pair of columns, lanes
+// needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory, beside 2n
+// elements and n doubles: all up to n = 237 in 227 KiB of float32, else the first `resident` ones, and the
+// others stay in `factor` (9 in 100 for n = 256, 4 in 5 for 512). Tiling: a warp per pair of columns, lanes
 // along rows, the first 32·cached rows kept in registers between the dot product and the rotation;
 // round-robin pairs, n−1 rounds a sweep with a barrier each. Numerics: T, columns scaled by 1/sqrt(trace) so
 // that squares neither overflow nor vanish; squared norms are updated by every rotation and summed anew at
@@ -28,22 +29,27 @@ struct JacobiColumns {
   static constexpr int cached =
       sizeof(T) == 4 ? 8 : 1;  // elements of a column that a lane keeps in registers
   double* energy;              // of column j, relative to the trace
-  T* columns;
-  T* squares;   // ‖column j‖²
-  int* order;   // columns by descending energy
-  int n, rows;  // rows of a column
+  T* squares;                  // ‖column j‖²
+  int* order;                  // columns by descending energy
+  T *near, *far;               // columns below `resident` are in shared memory, the others in device memory
+  int n, rows, resident;       // rows of a column
 
-  // `memory` holds everything but the columns, and those too where `elsewhere` is null.
-  __device__ JacobiColumns(void* memory, T* elsewhere, int n, int rows) : n(n), rows(rows) {
-    energy = static_cast<double*>(memory);
-    T* after = reinterpret_cast<T*>(energy + n);
-    columns = elsewhere != nullptr ? elsewhere : after;
-    squares = elsewhere != nullptr ? after : after + n * rows;
-    order = reinterpret_cast<int*>(squares + n);
-  }
+  // `memory` holds what jacobi_svd_shared says.
+  __device__ JacobiColumns(void* memory, T* far, int n, int rows, int resident)
+      : energy(static_cast<double*>(memory)),
+        squares(reinterpret_cast<T*>(energy + n)),
+        order(reinterpret_cast<int*>(squares + n)),
+        near(squares + 2 * n),
+        far(far),
+        n(n),
+        rows(rows),
+        resident(resident) {}
+  __device__ __forceinline__ T* column(int j) const { return (j < resident ? near : far) + j * rows; }
 
   __device__ void load(const T* factor, T scale) const {
-    for (int e = threadIdx.x; e < n * rows; e += blockDim.x) columns[e] = factor[e] * scale;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < n * rows; e += blockDim.x)
+      (e < resident * rows ? near : far)[e] = factor[e] * scale;
     __syncthreads();
   }
 
@@ -51,9 +57,10 @@ struct JacobiColumns {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int j = threadIdx.x / 32; j < n; j += blockDim.x / 32) {
+      const T* x = column(j);
       T sum = 0;
 #pragma unroll 1
-      for (int i = lane; i < rows; i += 32) sum += columns[j * rows + i] * columns[j * rows + i];
+      for (int i = lane; i < rows; i += 32) sum += x[i] * x[i];
       sum = warp_sum(sum);
       if (lane == 0) squares[j] = sum;
     }
@@ -63,7 +70,7 @@ struct JacobiColumns {
   // Makes columns p and q orthogonal; whether that took a rotation. One warp.
   __device__ bool rotate(int p, int q, T tolerance) const {
     const int lane = threadIdx.x % 32;
-    T *x = columns + p * rows, *y = columns + q * rows;
+    T *x = column(p), *y = column(q);
     T own_x[cached], own_y[cached], dot = 0;
 #pragma unroll
     for (int c = 0; c < cached; ++c) {
@@ -122,10 +129,10 @@ struct JacobiColumns {
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int j = threadIdx.x / 32; j < n; j += blockDim.x / 32) {
+      const T* x = column(j);
       double sum = 0;
 #pragma unroll 1
-      for (int i = lane; i < rows; i += 32)
-        sum += double(columns[j * rows + i]) * double(columns[j * rows + i]);
+      for (int i = lane; i < rows; i += 32) sum += double(x[i]) * double(x[i]);
       sum = warp_sum(sum);
       if (lane == 0) {
         squares[j] = T(sum);
@@ -152,11 +159,11 @@ struct JacobiColumns {
 };
 
 template <class T>
-__device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory, T* elsewhere) {
+__device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory) {
   TK_SHARED(int, rank);
   const int n = p.size;
   const double trace = *p.trace;
-  const JacobiColumns<T> a(memory, elsewhere, n, n);
+  const JacobiColumns<T> a(memory, p.factor, n, n, p.resident);
   a.load(p.factor, trace > 0 ? T(1 / sqrt(trace)) : T(1));
   for (int s = 0; s < p.sweeps; ++s) {
     a.sum_squares();
@@ -170,10 +177,11 @@ __device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory, T* elsewh
   __syncthreads();
   if (p.sigma != nullptr)
     for (int j = threadIdx.x; j < n; j += blockDim.x) p.sigma[j] = T(sqrt(a.energy[a.order[j]] * trace));
+#pragma unroll 1
   for (int e = threadIdx.x; e < n * n; e += blockDim.x) {
     const int i = e / n, j = e - i * n, column = a.order[j];
     const bool live = j < rank && a.squares[column] > 0;
-    p.basis[e] = live ? a.columns[column * n + i] / sqrt(a.squares[column]) : T(0);
+    p.basis[e] = live ? a.column(column)[i] / sqrt(a.squares[column]) : T(0);
   }
 }
 
@@ -190,10 +198,7 @@ __global__ void __launch_bounds__(jacobi_svd_threads)
     if (p.rank != nullptr && threadIdx.x == 0) *p.rank = p.size;
     return;
   }
-  if (p.work != nullptr)
-    jacobi_svd_in(p, p.work, p.factor);
-  else
-    jacobi_svd_in(p, memory, static_cast<T*>(nullptr));
+  jacobi_svd_in(p, memory);
 }
 
 }  // namespace tk

@@ -17,16 +17,19 @@ constexpr int64_t most_shared_bytes = 232448;
 // Kept free of dynamic shared memory for what kernels declare themselves.
 constexpr int64_t static_shared_bytes = 2048;
 
-// Dynamic shared memory of a block with one problem of this size, where it fits the device; where it does
-// not, the plan gives the problem a `work` buffer in device memory instead.
+// Dynamic shared memory of a block with one problem. A matrix that does not fit keeps its first rows (columns
+// for jacobi_svd) there and the others in device memory.
 template <class T>
 constexpr int64_t project_out_shared(int64_t rows) {
   return (rows + projection_chunk) * projection_columns * static_cast<int64_t>(sizeof(T));
 }
-constexpr int64_t semidefinite_cholesky_shared(int64_t size) { return size * (size + 1) / 2 * 8 + size * 16; }
+// What a problem needs besides the matrix, and the matrix's rows or columns up to `resident`.
+constexpr int64_t semidefinite_cholesky_shared(int64_t size, int64_t resident) {
+  return size * 16 + resident * (resident + 1) / 2 * 8;
+}
 template <class T>
-constexpr int64_t jacobi_svd_shared(int64_t size) {
-  return (size * size + 2 * size) * static_cast<int64_t>(sizeof(T)) + size * 8;
+constexpr int64_t jacobi_svd_shared(int64_t size, int64_t resident) {
+  return size * (8 + 2 * static_cast<int64_t>(sizeof(T))) + resident * size * static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace tk

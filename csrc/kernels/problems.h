@@ -96,7 +96,7 @@ struct GramProblem {
 template <class T>
 struct CholeskyProblem {
   const double* gram;
-  double* work;     // size×size doubles for sizes beyond what one block's shared memory holds
+  double* work;     // size (size + 1) / 2 doubles where not every row is resident, else null
   double* inverse;  // null, or R⁻¹ (R = Lᵀ), upper triangular, row-major, dropped columns zero
   T* factor;        // null, or L with rows in the original order: factor[j * size + row] = L[row, j]
   double* trace;    // null, or the trace of gram
@@ -106,8 +106,9 @@ struct CholeskyProblem {
   double relative;
   double shift;  // relative to the trace; where the trace is 0, L = I
   int32_t size;
-  int32_t sort;  // non-zero: pivots in the order of the descending diagonal of gram (stable)
-  int32_t pack;  // non-zero: kept columns of the inverse first, in order, zeros after
+  int32_t sort;      // non-zero: pivots in the order of the descending diagonal of gram (stable)
+  int32_t pack;      // non-zero: kept columns of the inverse first, in order, zeros after
+  int32_t resident;  // rows of L that lie in shared memory
 };
 
 // One-sided Jacobi on the columns of `factor` (column-major, size×size): at most `sweeps` sweeps, ended early
@@ -121,7 +122,6 @@ struct JacobiProblem {
   T* factor;  // destroyed
   T* basis;   // row-major size×size
   T* sigma;   // null, or sqrt(energy) descending
-  T* work;    // size² + 2 size elements where one block's shared memory is too small, else null
   const double* trace;
   int64_t* rank;  // null, or where the rank goes
   const int32_t* flag;
@@ -130,6 +130,7 @@ struct JacobiProblem {
   double tolerance;  // rotate where |x·y| > tolerance ‖x‖‖y‖
   int32_t size, sweeps;
   int32_t min_rank, max_rank;
+  int32_t resident;  // columns that lie in shared memory; the others stay in `factor`
 };
 
 // A truncated core's ranks and relative error: error = sqrt(Σ squares / trace), 0 where the trace is 0, NaN

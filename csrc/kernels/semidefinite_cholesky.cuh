@@ -4,8 +4,8 @@
 //
 //   G + shift·trace·I = L Lᵀ  with rows and columns in a static order;   R⁻¹ = L⁻ᵀ on the kept columns
 //
-// Layout: gram row-major, both triangles. L is packed, row i from i(i+1)/2, in shared memory (n(n+1)/2 + 2n
-// doubles), or in `work` where the problem is too large for that (n² doubles, enough from n = 5 on).
+// Layout: gram row-major, both triangles. L is packed, row i from i(i+1)/2, in shared memory beside 2n
+// doubles: all of it up to n = 235 of 227 KiB, else the first `resident` rows, and the others in `work`.
 // Tiling: panels of 8 columns, left-looking. (1) every row subtracts its products with the rows of the panel:
 // four lanes a row, eight sums each; (2) one warp factors the 8×8 diagonal block in registers, lane r has row
 // r; (3) one thread a row solves against it. Three barriers a panel. The inverse overwrites L, panels from
@@ -26,19 +26,23 @@ namespace tk {
 // The packed lower triangle and what goes with it.
 struct PackedCholesky {
   static constexpr int panel = 8, lanes = 4;  // columns of a panel, lanes of a row
-  double* packed;
+  double *near, *far;     // rows below `resident` are in shared memory, the others in device memory
   double* inverse_pivot;  // 1 / L[j,j], or 0 where column j was dropped
   int* order;             // row of gram that row i stands for
   int* source;            // column of L that column i of the output stands for; n: none
-  int n;
+  int n, resident;
 
-  __device__ PackedCholesky(double* memory, int n)
-      : packed(memory),
-        inverse_pivot(memory + n * (n + 1) / 2),
+  __device__ PackedCholesky(double* memory, double* far, int n, int resident)
+      : near(memory + 2 * n),
+        far(far),
+        inverse_pivot(memory),
         order(reinterpret_cast<int*>(inverse_pivot + n)),
         source(order + n),
-        n(n) {}
-  __device__ __forceinline__ double* row(int i) const { return packed + i * (i + 1) / 2; }
+        n(n),
+        resident(resident) {}
+  __device__ __forceinline__ double* row(int i) const {
+    return (i < resident ? near : far) + i * (i + 1) / 2;
+  }
   __device__ __forceinline__ double& at(int i, int j) const { return row(i)[j]; }
   __device__ __forceinline__ bool kept(int j) const { return inverse_pivot[j] != 0; }
 
@@ -225,7 +229,7 @@ struct PackedCholesky {
 template <class T>
 __device__ void semidefinite_cholesky_in(const CholeskyProblem<T>& p, double* memory, double trace) {
   const int n = p.size;
-  const PackedCholesky cholesky(memory, n);
+  const PackedCholesky cholesky(memory, p.work, n, p.resident);
   cholesky.find_order(p.gram, p.sort != 0);
   cholesky.load(p.gram, p.shift * trace, trace == 0 && p.shift > 0);
   cholesky.factor(p.gram, p.tolerance, p.relative);
@@ -265,10 +269,7 @@ __global__ void __launch_bounds__(semidefinite_cholesky_threads, 1)
     if (!finite && p.rank != nullptr) *p.rank = -1;
   }
   if (!finite) return;
-  if (p.work != nullptr)
-    semidefinite_cholesky_in(p, p.work, trace);
-  else
-    semidefinite_cholesky_in(p, memory, trace);
+  semidefinite_cholesky_in(p, memory, trace);
 }
 
 }  // namespace tk

@@ -14,7 +14,7 @@ THREADS = 1024
 
 
 def run(
-    factors, dtype=np.float32, sweeps=15, bound=0.0, ranks=(0, 10**6), shift=0.0, traces=None, flags=None, far=False
+    factors, dtype=np.float32, sweeps=15, bound=0.0, ranks=(0, 10**6), shift=0.0, traces=None, flags=None, near=1.0
 ):
     """basis, sigma and rank of every matrix, in one launch."""
     rows, found, size = [], [], np.dtype(dtype).itemsize
@@ -24,12 +24,11 @@ def run(
         basis, sigma, rank = np.full((n, n), np.nan, dtype), np.full(n, np.nan, dtype), np.full(1, -7)
         trace = np.array([np.sum(a.astype(np.float64) ** 2) if traces is None else traces[i]])
         flag = np.array([0 if flags is None else flags[i]], np.int32)
-        work = np.full(n * n + 2 * n, np.nan, dtype) if far else None
-        row = emulator.problem(factor=factor, basis=basis, sigma=sigma, work=work, trace=trace, rank=rank, flag=flag)
+        row = emulator.problem(factor=factor, basis=basis, sigma=sigma, trace=trace, rank=rank, flag=flag)
         row |= emulator.problem(bound=bound, shift=shift, tolerance=8 * np.finfo(dtype).eps, size=n, sweeps=sweeps)
-        rows.append(row | emulator.problem(min_rank=ranks[0], max_rank=ranks[1]))
+        rows.append(row | emulator.problem(min_rank=ranks[0], max_rank=ranks[1], resident=int(near * n)))
         found.append((basis, sigma, rank))
-    shared = 0 if far else max((len(a) ** 2 + 2 * len(a)) * size + len(a) * 8 for a in factors)
+    shared = max((int(near * len(a)) + 2) * len(a) * size + len(a) * 8 for a in factors)
     emulator.launch("jacobi_svd", dtype, rows, block=THREADS, shared=shared)
     return [(basis, sigma, int(rank[0])) for basis, sigma, rank in found]
 
@@ -56,11 +55,13 @@ def assert_svd(a, basis, sigma, dtype):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("order", emulator.ORDERS)
-@pytest.mark.parametrize(("dtype", "far"), [(np.float32, False), (np.float32, True), (np.float64, False)])
-def test_sizes_in_one_launch(order, dtype, far):
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(np.float32, 1.0), (np.float32, 0.4), (np.float32, 0.0), (np.float64, 1.0)]
+)
+def test_sizes_in_one_launch(order, dtype, near):
     emulator.set_thread_order(order)
-    factors = [cholesky_factor(n, np.logspace(0, -2, n), seed=n) for n in ((7, 16, 25) if far else (1, 2, 7, 25))]
-    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, far=far)):
+    factors = [cholesky_factor(n, np.logspace(0, -2, n), seed=n) for n in (1, 2, 7, 16, 25)]
+    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, near=near)):
         assert rank == len(a)
         assert_svd(a, basis, sigma, dtype)
 
@@ -69,7 +70,7 @@ def test_sizes_in_one_launch(order, dtype, far):
 def test_rows_beyond_the_registers(dtype, n):
     """A rotation keeps A Aᵀ, also the rows that a lane does not hold in registers."""
     a = cholesky_factor(n, np.linspace(1, 0.5, n))
-    ((basis, sigma, rank),) = run([a], dtype, far=True, sweeps=1)
+    ((basis, sigma, rank),) = run([a], dtype, near=0.0, sweeps=1)
     assert rank == n
     rotated = basis.astype(np.float64) * sigma
     assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(dtype).eps
