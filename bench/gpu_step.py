@@ -4,7 +4,7 @@
 
 Ours: one `tangent_basis`, zero padding and a step of the cores, one `hosvd_truncate` with ranks chosen on the device,
 and rotated bases; shapes are fixed by capacity, so that the whole is captured in a CUDA graph. Its replay must equal
-the eager call bit for bit. Rivals: the literal loop of bench/linear_algebra.py (QR of core unfoldings and of [K|U],
+the eager call bit for bit. Rivals: the literal loop of bench/step_rivals.py (QR of core unfoldings and of [K|U],
 SVD of unfoldings), and torch.linalg batched by zero-padding all channel modes to the largest: QR of [K|U], and eigh
 of the Gram matrices (kinder to the rival than the SVD). float32; ranks n/8, n/4, n/2; all four modes.
 """
@@ -12,6 +12,7 @@ of the Gram matrices (kinder to the rival than the SVD). float32; ranks n/8, n/4
 import sys
 
 import linear_algebra
+import step_rivals
 import torch
 from gpu_device import Rows, arguments, opened
 
@@ -59,7 +60,7 @@ def padded_qr(layers):
 
 
 def padded_eigh(layers, cores):
-    unfolded = [linear_algebra.unfold(core, mode) for core in cores for mode in (0, 1)]
+    unfolded = [step_rivals.unfold(core, mode) for core in cores for mode in (0, 1)]
     largest = max(u.shape[0] for u in unfolded)
     return torch.linalg.eigh(torch.stack([pad_to(u @ u.mT, (largest, largest)) for u in unfolded]))
 
@@ -67,7 +68,7 @@ def padded_eigh(layers, cores):
 def layers_of(divisor, dry_run):
     shapes = linear_algebra.NETS["resnet18"]()
     shapes = [(16, 8, 3, 3), (8, 8, 1, 1)] if dry_run else shapes
-    return [linear_algebra.Layer(shape, divisor, False) for shape in shapes]
+    return [linear_algebra.Layer.random(shape, divisor, False) for shape in shapes]
 
 
 def same(a, b):
@@ -105,7 +106,7 @@ def measure(card, divisor, dry_run, rows):
         "  rotated bases": lambda: card.seconds(lambda: rotate(layers, found, projections)),
         "torch.linalg.qr of [K|U], padded": lambda: card.seconds(lambda: padded_qr(layers)),
         "torch.linalg.eigh of Gram, padded": lambda: card.seconds(lambda: padded_eigh(layers, cores)),
-        "torch.linalg, literal loop": lambda: card.seconds(lambda: linear_algebra.literal(layers)),
+        "torch.linalg, literal loop": lambda: card.seconds(lambda: step_rivals.literal(layers, TOLERANCE)),
     }
     for label, seconds in candidates.items():
         if rows.time_is_up():
