@@ -90,6 +90,13 @@ PYBIND11_MODULE(_C, m) {
           "rotate_bases");
   });
 
+  m.def("gram_solve_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
+    py::gil_scoped_release release;
+    check(tk_gram_solve_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_gram_solve_problem>(problems),
+                            count, threads),
+          "gram_solve");
+  });
+
   m.def("batched_qr_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
     py::gil_scoped_release release;
     check(tk_batched_qr_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_qr_problem>(problems), count,

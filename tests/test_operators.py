@@ -118,6 +118,10 @@ SAMPLES = {
         ([orthonormal(8, 5), orthonormal(6, 3)], [orthonormal(5, 5)[:, :2], orthonormal(3, 3)]),
         ([orthonormal(8, 4), rand(4, 7).T], [rand(2, 4).T, rand(4, 0)]),
     ],
+    "gram_solve": lambda: [
+        ([rand(3, 4, 2), rand(5, 6)], [1, 0], [rand(2, 4), rand(5, 7).T]),
+        ([rand(3, 4, 2, 2, last=True)], [3], [rand(0, 2)]),
+    ],
     "batched_qr": lambda: [([rand(5, 3), rand(2, 4), rand(4, 4).T],)],
     "batched_svd": lambda: [([rand(5, 3), rand(2, 4), rand(4, 4).T],)],
 }

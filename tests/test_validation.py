@@ -298,6 +298,17 @@ CASES = [
         ValueError,
         "tolerance_mode is 'local'; allowed are 'global', 'per_mode'",
     ),
+    # gram_solve
+    (lambda: tk.gram_solve(m(5, 3), [0], [m(2, 5)]), TypeError, "tensors must be a list of tensors, got Tensor"),
+    (lambda: tk.gram_solve([], [], []), ValueError, "tensors is empty; at least one tensor is needed"),
+    (lambda: tk.gram_solve([m(5, 3)], [0, 1], [m(2, 5)]), ValueError, "modes has 2 entries, but tensors has 1"),
+    (lambda: tk.gram_solve([m(5, 3)], [2], [m(2, 5)]), ValueError, "modes[0]"),
+    (
+        lambda: tk.gram_solve([m(5, 3)], [0], [m(2, 3)]),
+        ValueError,
+        "right_sides[0] has 3 columns, but mode 0 of tensors[0] has size 5",
+    ),
+    (lambda: tk.gram_solve([m(5, 3)], [0], [m(2, 5, **DOUBLE)]), TypeError, "right_sides[0] has dtype torch.float64"),
     # rotate_bases
     (lambda: tk.rotate_bases(m(5, 3), [m(3, 2)]), TypeError, "bases must be a list of matrices, got Tensor"),
     (lambda: tk.rotate_bases([], []), ValueError, "bases is empty; at least one matrix is needed"),

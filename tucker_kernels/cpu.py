@@ -155,6 +155,19 @@ def rotate_bases(bases, rotations):
 
 
 @implements("cpu")
+def gram_solve(tensors, modes, right_sides):
+    tensors = [t.contiguous() for t in tensors]
+    right_sides = [b.contiguous() for b in right_sides]
+    solutions = [torch.empty_like(b) for b in right_sides]
+    table = []
+    for t, mode, b, x in zip(tensors, modes, right_sides, solutions):
+        outer, inner = math.prod(t.shape[:mode]), math.prod(t.shape[mode + 1 :])
+        table += (t.data_ptr(), b.data_ptr(), x.data_ptr(), outer, t.shape[mode], inner, b.shape[0])
+    _run(_C.gram_solve_cpu, tensors, table)
+    return solutions
+
+
+@implements("cpu")
 def batched_qr(matrices):
     matrices = [a.contiguous() for a in matrices]
     qs = [a.new_empty(a.shape[0], min(a.shape)) for a in matrices]

@@ -280,6 +280,39 @@ def rotate_bases(bases, rotations):
         return ops.rotate_bases(list(bases), list(rotations))
 
 
+def gram_solve(tensors, modes, right_sides):
+    """Division by the Gram matrices of unfoldings, for all layers and modes in one call.
+
+    Args:
+        tensors: list of C, float32 or float64.
+        modes: list of the mode of each.
+        right_sides: list of B (p, n), n the size of that mode; same length, dtype and device.
+
+    Returns: list of X = B (M Mᵀ + ρ I)⁻¹ (p, n) with M = Mat_mode(C) and ρ = 4ε tr(M Mᵀ). ρ is the rounding of M Mᵀ:
+    X ×_mode C is the least tensor whose product with Mᵀ is B, as far as the precision tells; a deficient C is no
+    error, and C = 0 gives 0. Not differentiable.
+
+    Source: the normal equations with Tikhonov's regularisation.
+    """
+    tensors = validation.sequence("tensors", tensors, "tensors")
+    if not tensors:
+        raise ValueError("tensors is empty; at least one tensor is needed")
+    validation.matrices("right_sides", right_sides)
+    for name, given in (("modes", modes), ("right_sides", right_sides)):
+        if len(given) != len(tensors):
+            raise ValueError(f"{name} has {len(given)} entries, but tensors has {len(tensors)}")
+    checked = []
+    for i, (C, mode, B) in enumerate(zip(tensors, modes, right_sides)):
+        validation.tensor(f"tensors[{i}]", C, validation.FULL, like=("tensors[0]", tensors[0]) if i else None)
+        checked.append(validation.mode(f"modes[{i}]", mode, C.ndim))
+        n = C.shape[checked[-1]]
+        if B.shape[1] != n:
+            raise ValueError(f"right_sides[{i}] has {B.shape[1]} columns, but mode {mode} of tensors[{i}] has size {n}")
+    validation.tensor("right_sides[0]", right_sides[0], like=("tensors[0]", tensors[0]))
+    with torch.no_grad():
+        return ops.gram_solve(list(tensors), checked, list(right_sides))
+
+
 def batched_qr(matrices):
     """Reduced QR of a list of matrices of different sizes in one call.
 

@@ -146,6 +146,13 @@ def _fake_rotate_bases(bases, rotations):
 _define("rotate_bases(Tensor[] bases, Tensor[] rotations) -> Tensor[]", _fake_rotate_bases, _first_of_list)
 
 
+def _fake_gram_solve(tensors, modes, right_sides):
+    return [_contiguous_like(b) for b in right_sides]
+
+
+_define("gram_solve(Tensor[] tensors, int[] modes, Tensor[] right_sides) -> Tensor[]", _fake_gram_solve, _first_of_list)
+
+
 def _fake_qr(matrices):
     inner = [min(a.shape) for a in matrices]
     return (

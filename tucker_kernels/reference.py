@@ -343,6 +343,20 @@ def rotate_bases(bases, rotations):
 
 
 @implements("reference")
+def gram_solve(tensors, modes, right_sides):
+    """X = B (M Mᵀ + ρ I)⁻¹, M = Mat_mode(C), ρ = 4ε tr(M Mᵀ) with ε that of the dtype; 0 for C = 0."""
+    solutions = []
+    for C, mode, B in zip(tensors, modes, right_sides):
+        M = unfold(C.double(), mode)
+        gram = M @ M.T
+        trace = gram.trace()
+        gram.diagonal().add_(4 * torch.finfo(C.dtype).eps * trace)
+        X = torch.cholesky_solve(B.double().T, torch.linalg.cholesky_ex(gram).L).T
+        solutions.append(torch.where(trace == 0, 0.0, X).contiguous().to(C.dtype))
+    return solutions
+
+
+@implements("reference")
 def batched_qr(matrices):
     """Reduced QR of each matrix with a non-negative diagonal of R."""
     qs, rs = [], []

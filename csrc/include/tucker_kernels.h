@@ -116,6 +116,17 @@ typedef struct {
 TK_API tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotation_problem* problems, int64_t count,
                                      int threads);
 
+/* solution (rows×n) = right_side (rows×n) (M Mᵀ + ρ I)⁻¹ with M the unfolding of the middle index of tensor
+ * (outer, n, inner) and ρ = 4ε tr(M Mᵀ). */
+typedef struct {
+  const void *tensor, *right_side;
+  void* solution;
+  int64_t outer, n, inner, rows;
+} tk_gram_solve_problem;
+
+TK_API tk_status tk_gram_solve_cpu(tk_dtype dtype, const tk_gram_solve_problem* problems, int64_t count,
+                                   int threads);
+
 /* matrix (m×n) = q (m×k) r (k×n), k = min(m, n), r with a non-negative diagonal. */
 typedef struct {
   const void* matrix;

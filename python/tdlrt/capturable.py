@@ -12,7 +12,7 @@ import torch
 
 import tucker_kernels as tk
 from tdlrt import momentum
-from tdlrt.expansion import Expansion
+from tdlrt.expansion import Expansion, enter
 from tdlrt.transport import corner, project_state
 
 # Directions that rounding alone put there are dropped also at tol=0: they have no orthonormal coordinates.
@@ -38,8 +38,8 @@ class CapturedStep:
         finite.append(torch.stack([torch.linalg.vector_norm(g).double() for g in gradients]).isfinite().all())
         undo = [(t, t.clone()) for p in others for t in (p, *_tensors(o.state.get(p)))]
         fresh = [p for p in others if not o.state.get(p)]
+        enter(expansions, o.state)
         for e in expansions:
-            e.enter(o.state)
             e.layer.core.grad = e.core_gradient
             for factor in e.layer.factors:
                 if factor is not None:

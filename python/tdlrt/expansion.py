@@ -9,7 +9,7 @@ import tucker_kernels as tk
 from tdlrt import momentum
 from tdlrt.layers import TuckerLayer
 from tdlrt.rank_choice import Spectrum, slice_squares
-from tdlrt.transport import corner, pad, pad_state, project_state
+from tdlrt.transport import by_dtype, corner, pad, pad_state, project_state
 
 
 class NonFiniteError(FloatingPointError):
@@ -72,18 +72,6 @@ class Expansion:
         """The block of an augmented core that belongs to the old bases."""
         return corner(self.core.shape)
 
-    def enter(self, optimizer_state):
-        """Moves the layer and its optimiser state to the augmented point; the weight stays what it was."""
-        self.state = dict(optimizer_state.get(self.layer.core, {}))
-        if self.state:
-            optimizer_state[self.layer.core] = state = pad_state(self.state, self.core.shape, self.shape)
-            if momentum.OUTSIDE in state:
-                if self.layer.train_bases:
-                    momentum.bring_in(self, state[momentum.BUFFER], state.pop(momentum.OUTSIDE))
-                else:
-                    momentum.decay(state, self.group)
-        self.layer.assign(pad(self.core, self.shape), self.bases)
-
     def leave(self, optimizer_state):
         """Back to the old point, as if nothing had happened."""
         self.layer.assign(self.core, self.factors)
@@ -104,8 +92,8 @@ class Expansion:
         self.layer.assign(core[corner(ranks)].contiguous(), bases)
 
     def carried(self, projections, bases):
-        """Per mode, the factor's momentum outside the truncated bases; None where there is none."""
-        carried = [None] * len(bases)
+        """Per mode, the momentum of the factor's gradient at the truncated point; None where there is none."""
+        carried = [None] * len(projections)
         for mode, (before, gradient) in self.momenta.items():
             m = momentum.advance(before, gradient, self.group, self.clip)
             carried[mode] = momentum.carry(m, projections[mode], bases[mode])
@@ -141,7 +129,7 @@ def expand_along(expansions, directions):
         for mode in e.layer.modes
         if (e.name, mode) in directions and e.factors[mode].shape[1] < e.factors[mode].shape[0]
     ]
-    for group in _by_dtype([e.factors[mode] for e, mode in places]):
+    for group in by_dtype([e.factors[mode] for e, mode in places]):
         members = [places[i] for i in group]
         bases = [e.factors[mode] for e, mode in members]
         found, counts = tk.tangent_basis(bases, [directions[e.name, mode] for e, mode in members])
@@ -151,12 +139,20 @@ def expand_along(expansions, directions):
             e.bases[mode] = torch.cat([U, V[:, :count]], 1)
 
 
-def _by_dtype(tensors):
-    """Indices grouped by dtype and device: one call of an operator each (one group in nearly every model)."""
-    groups = {}
-    for i, tensor in enumerate(tensors):
-        groups.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return groups.values()
+def enter(expansions, optimizer_state):
+    """Moves layers and their optimiser state to the augmented points; the weights stay what they were."""
+    moving = []
+    for e in expansions:
+        e.state = dict(optimizer_state.get(e.layer.core, {}))
+        if e.state:
+            optimizer_state[e.layer.core] = state = pad_state(e.state, e.core.shape, e.shape)
+            if momentum.OUTSIDE in state:
+                if e.layer.train_bases:
+                    moving.append((e, state))
+                else:
+                    momentum.decay(state, e.group)
+        e.layer.assign(pad(e.core, e.shape), e.bases)
+    momentum.bring_in(moving)
 
 
 def truncate(rules, optimizer_state, choose=None):

@@ -16,8 +16,7 @@ Together that is the momentum's projection on the tangent space, to first order 
 Only for SGD: Adam divides by a second moment, which directions that just came in do not have.
 """
 
-import torch
-
+from tdlrt.transport import by_dtype
 from tucker_kernels.library import call, ops
 
 BUFFER = "momentum_buffer"
@@ -32,29 +31,33 @@ def advance(m, gradient, group, clip=1.0):
     return (group["momentum"] * m).add_(gradient, alpha=weight * (1 - group["dampening"]))
 
 
-def bring_in(e, buffer, outside):
-    """Writes each m into the block of the augmented buffer in which its mode alone is new."""
-    for mode, m in enumerate(outside):
-        r = e.core.shape[mode]
-        if m is not None and e.shape[mode] > r:
+def bring_in(moving):
+    """Moves each m into the block of the augmented buffer in which its mode alone is new.
+
+    moving: [(expansion, state of its core with the buffer at the augmented shape)]; one call for all of them.
+    """
+    places = [
+        (e, state[BUFFER], mode, m)
+        for e, state in moving
+        for mode, m in enumerate(state.pop(OUTSIDE))
+        if m is not None and e.shape[mode] > e.core.shape[mode]
+    ]
+    for group in by_dtype([m for *_, m in places]):
+        members = [places[i] for i in group]
+        found = call(
+            ops.gram_solve.default,
+            [e.core for e, *_ in members],
+            [mode for _, _, mode, _ in members],
+            [call(ops.cross_gram.default, e.bases[mode][:, e.core.shape[mode] :], m, 1) for e, _, mode, m in members],
+        )
+        for (e, buffer, mode, _), X in zip(members, found):
             block = list(e.known_block)
-            block[mode] = slice(r, None)
-            products = call(ops.cross_gram.default, m, e.bases[mode][:, r:], 1)
-            inverse_times = torch.cholesky_solve(products, _cholesky_of_gram(e.core, mode))
-            buffer[tuple(block)] = call(ops.mode_dot.default, e.core, inverse_times, mode, True)
-
-
-def _cholesky_of_gram(core, mode):
-    """Of Mat(C) Mat(C)ᵀ, raised by its rounding: deficient cores stay solvable, and the projector never amplifies."""
-    gram = call(ops.cross_gram.default, core, core, mode)
-    diagonal = gram.diagonal()
-    numbers = torch.finfo(core.dtype)
-    diagonal += 4 * numbers.eps * diagonal.sum() + numbers.tiny
-    return torch.linalg.cholesky_ex(gram).L
+            block[mode] = slice(e.core.shape[mode], None)
+            buffer[tuple(block)] = call(ops.mode_dot.default, e.core, X, mode, False)
 
 
 def carry(m, projection, basis):
-    """m at the truncated basis U': its columns rotated by P₁, and what U' now holds taken out."""
+    """m in the coordinates of the truncated basis U', and what U' now holds taken out: the core's buffer has it."""
     m = call(ops.mode_dot.default, m, projection[: m.shape[1]], 1, True)
     inside = call(ops.cross_gram.default, basis, m, 1)
     return m.sub_(call(ops.mode_dot.default, basis, inside, 1, True))

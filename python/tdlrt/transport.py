@@ -28,6 +28,14 @@ def corner(shape):
     return tuple(slice(0, n) for n in shape)
 
 
+def by_dtype(tensors):
+    """Indices grouped by dtype and device: one call of an operator each (one group in nearly every model)."""
+    groups = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(i)
+    return groups.values()
+
+
 def map_state(state, shape, linear, squared):
     """The state of one parameter with its tensors of the parameter's shape mapped; everything else copied."""
     mapped = {}

@@ -6,7 +6,7 @@ The augmented core gradient is a contraction of the kept pairs (input, grad_outp
 
 import torch
 
-from tdlrt.expansion import expand
+from tdlrt.expansion import enter, expand
 from tdlrt.integrators.agreement import compare, settle
 from tdlrt.integrators.checks import refuse_nonfinite
 
@@ -40,8 +40,8 @@ def from_pairs(optimizer, closure, contract, keep):
     refuse_nonfinite(
         [(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients(), optimizer.reducer
     )
+    enter(expansions, optimizer.state)
     for e in expansions:
-        e.enter(optimizer.state)
         e.layer.core.grad = e.core_gradient
     return loss, expansions
 

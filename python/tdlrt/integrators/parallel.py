@@ -10,6 +10,7 @@ import itertools
 
 import torch
 
+from tdlrt.expansion import enter
 from tdlrt.integrators.one_pass import augmented_gradient, from_pairs
 
 
@@ -44,6 +45,6 @@ def redo(e, optimizer):
     if not torch.isfinite(gradient).all():
         return False
     e.leave(optimizer.state)
-    e.enter(optimizer.state)
+    enter([e], optimizer.state)
     e.layer.core.grad = gradient
     return True

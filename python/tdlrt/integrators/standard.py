@@ -50,7 +50,9 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
                 gradient = gradients[e.name]
                 if e.group is not None:  # momentum is kept for U = K S⁻ᵀ, whose gradient is ∇_K L S
                     S = triangles[e.name]
-                    gradient = e.direction(mode, gradient @ S, optimizer.state) @ torch.linalg.pinv(S)
+                    inverse = torch.linalg.pinv(S)
+                    gradient = gradient - gradient @ S @ inverse  # what a deficient core's factor cannot hold
+                    gradient += e.direction(mode, gradients[e.name] @ S, optimizer.state) @ inverse
                 steps[e.name, mode] = e.layer.factors[mode].data - rates[e.layer.core] * gradient
     finally:
         for e in chosen:

@@ -1,6 +1,6 @@
 """The efficient algorithm of the paper, and the oracle for one-pass: a second evaluation at the augmented point."""
 
-from tdlrt.expansion import expand
+from tdlrt.expansion import enter, expand
 from tdlrt.integrators.checks import core_gradients, refuse_nonfinite
 from tdlrt.integrators.replay import Replay
 
@@ -17,8 +17,7 @@ def two_pass(optimizer, closure):
 
 def second_pass(optimizer, expansions, evaluate):
     """Moves all layers to their augmented points and evaluates there, if need be; moves them back if that fails."""
-    for e in expansions:
-        e.enter(optimizer.state)
+    enter(expansions, optimizer.state)
     if evaluate is None:
         return
     try:
