@@ -15,9 +15,9 @@ from rich.console import Console
 import tucker_kernels
 from tdlrt import checkpoint, display, export, models, options, processes, train
 from tdlrt import data as datasets
+from tdlrt.arguments import CHOICES
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.layers import MODES
-from tdlrt.optimizer import TOLERANCE_MODES
 from tdlrt.options import RANKS, RUN, STEPS, WHAT, at_least, one_of, option
 from tdlrt.train import DEFAULTS
 
@@ -84,7 +84,8 @@ def train_command(
     ] = None,
     modes: ModesOption = DEFAULTS["modes"],
     tolerance_mode: Annotated[
-        str, option("Whether --tol bounds the error of a weight or of each mode.", RANKS, one_of(TOLERANCE_MODES))
+        str,
+        option("Whether --tol bounds the error of a weight or of each mode.", RANKS, one_of(CHOICES["tolerance_mode"])),
     ] = DEFAULTS["tolerance_mode"],
     integrator: Annotated[
         str, option("How a step finds bases and core; see tdlrt.TDLRT.", RANKS, one_of(tuple(INTEGRATORS)))

@@ -1,25 +1,21 @@
 """TDLRT: the geometry-aware, rank-adaptive training step for Tucker layers, as a `torch.optim.Optimizer`."""
 
 import logging
-import math
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from tdlrt.arguments import check_dtypes, check_options, layer_tolerances, make_base, positive
 from tdlrt.capturable import CapturedStep, compact
-from tdlrt.capture import RETAIN, Capture
+from tdlrt.capture import Capture
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
-from tdlrt.rank_choice import COSTS, RankChoice
+from tdlrt.rank_choice import RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import refuse_shared, tucker_layers
 
 log = logging.getLogger("tdlrt")
-
-BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-TOLERANCE_MODES = ("global", "per_mode")
-ON_NONFINITE = ("raise", "skip")
 
 
 class TDLRT(torch.optim.Optimizer):
@@ -105,37 +101,23 @@ class TDLRT(torch.optim.Optimizer):
         if not isinstance(model, torch.nn.Module):
             kind = type(model).__name__
             raise TypeError(f"model must be a torch.nn.Module, got {kind}; TDLRT takes the model, not its parameters")
-        _choice("integrator", integrator, tuple(INTEGRATORS))
-        _choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
-        _choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
-        _choice("retain", retain, RETAIN)
-        if capturable:
-            _refuse_uncapturable(
-                integrator=(integrator, "one_pass"),
-                base=(base, "sgd"),
-                retain=(retain, "deferred"),
-                budget=(budget, None),
-                rank_multiple=(rank_multiple, 1),
-                max_grad_norm=(max_grad_norm, None),
-                conditioning=(conditioning, 0.0),
-                basis_every=(basis_every, 1),
-                rank_every=(rank_every, 1),
-                min_rank=(min_rank, 1),
-                max_rank=(max_rank, None),
-            )
-        _choice("budget_of", budget_of, tuple(COSTS))
-        _positive("rank_multiple", rank_multiple)
-        if budget is not None:
-            _positive("budget", budget)
-        if not (isinstance(conditioning, (int, float)) and 0 <= conditioning < math.inf):
-            raise ValueError(f"conditioning is {conditioning!r}; allowed are numbers from 0 on")
-        _positive("min_rank", min_rank)
-        for name, value in (("basis_every", basis_every), ("rank_every", rank_every)):
-            _positive(name, value)
-        if max_rank is not None and _positive("max_rank", max_rank) < min_rank:
-            raise ValueError(f"max_rank is {max_rank}, below min_rank={min_rank}")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {max_grad_norm!r}; allowed are positive numbers or None")
+        check_options(
+            integrator=integrator,
+            base=base,
+            tolerance_mode=tolerance_mode,
+            min_rank=min_rank,
+            max_rank=max_rank,
+            basis_every=basis_every,
+            rank_every=rank_every,
+            max_grad_norm=max_grad_norm,
+            on_nonfinite=on_nonfinite,
+            retain=retain,
+            budget=budget,
+            budget_of=budget_of,
+            rank_multiple=rank_multiple,
+            conditioning=conditioning,
+            capturable=capturable,
+        )
         self.model = model
         self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
         self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
@@ -145,11 +127,11 @@ class TDLRT(torch.optim.Optimizer):
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = tucker_layers(inner)
         self._names = {p: n for n, p in inner.named_parameters()}
-        self._layer_tol = _layer_tolerances(tol, self.layers)
+        self._layer_tol = layer_tolerances(tol, self.layers)
         if not self.layers:
             log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
         refuse_shared(inner, self.layers)
-        _check_dtypes(self.layers)
+        check_dtypes(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)
         if retain == "inline" and (integrator != "one_pass" or not isinstance(self.reducer, LocalReducer)):
             what = f"integrator={integrator!r}" if integrator != "one_pass" else "several processes"
@@ -163,7 +145,7 @@ class TDLRT(torch.optim.Optimizer):
         self._choose_ranks = None
         if budget is not None or rank_multiple > 1:
             self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
-        self.base = _make_base(base, inner, params, lr, momentum, weight_decay, base_options)
+        self.base = make_base(base, inner, params, lr, momentum, weight_decay, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
@@ -252,11 +234,11 @@ class TDLRT(torch.optim.Optimizer):
         """
         if self.captured is None:
             raise RuntimeError("compact() is for capturable=True; without it tensors have the size of the ranks anyway")
-        compact(self, _positive("multiple", multiple))
+        compact(self, positive("multiple", multiple))
 
     def _integrate(self, closure):
         integrator = self.integrator
-        _check_dtypes(self.layers)  # model.half() may have come since
+        check_dtypes(self.layers)  # model.half() may have come since
         if closure is None and all(_is_zero(group["lr"]) for group in self.param_groups):
             # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
             integrator = "one_pass"
@@ -349,66 +331,3 @@ def conditioning_gradient(core):
     E.diagonal().sub_(E.diagonal().mean())  # the derivative of α² is orthogonal to E
     norm = torch.linalg.vector_norm(E)
     return (2 / torch.where(norm > 0, norm, 1.0) * (E @ S)).view_as(core)
-
-
-def _make_base(base, model, params, lr, momentum, weight_decay, options):
-    if isinstance(base, str):
-        kind = BASES[_choice("base", base, tuple(BASES))]
-    elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
-        kind = base
-    else:
-        raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {base!r}")
-    if kind is torch.optim.SGD:
-        options = {"momentum": momentum, **options}
-    elif momentum:
-        raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
-    params = list(model.parameters()) if params is None else list(params)
-    return kind(params, lr=lr, weight_decay=weight_decay, **options)
-
-
-def _refuse_uncapturable(**options):
-    for name, (value, allowed) in options.items():
-        if value != allowed:
-            raise ValueError(
-                f"{name} is {value!r} with capturable=True; allowed is {allowed!r}: other settings decide on the host"
-            )
-
-
-def _choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
-    return value
-
-
-def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
-    return value
-
-
-def _check_tolerance(name, tol):
-    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
-        raise ValueError(f"{name} is {tol!r}; allowed are numbers in [0, 1), or None for fixed ranks")
-
-
-def _layer_tolerances(tol, layers):
-    if not isinstance(tol, dict):
-        _check_tolerance("tol", tol)
-        return {}
-    unknown = set(tol) - set(layers)
-    if unknown or set(tol) != set(layers):
-        raise ValueError(
-            f"tol names {sorted(tol)}, but the Tucker layers are {sorted(layers)}; a dict must name every one of them"
-        )
-    for name, value in tol.items():
-        _check_tolerance(f"tol[{name!r}]", value)
-    return {layers[name]: value for name, value in tol.items()}
-
-
-def _check_dtypes(layers):
-    for name, layer in layers.items():
-        if layer.core.dtype not in (torch.float32, torch.float64):
-            raise TypeError(
-                f"model: {name} has {layer.core.dtype} parameters; cores and factors are kept in float32 or float64 "
-                "(use torch.autocast for lower-precision arithmetic)"
-            )

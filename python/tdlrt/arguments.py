@@ -1,0 +1,104 @@
+"""What `TDLRT` accepts: each argument checked by itself and against the others, and the base optimiser made of them."""
+
+import math
+
+import torch
+
+from tdlrt.capture import RETAIN
+from tdlrt.integrators import INTEGRATORS
+from tdlrt.rank_choice import COSTS
+
+BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+# The arguments with a few allowed values.
+CHOICES = {
+    "integrator": tuple(INTEGRATORS),
+    "tolerance_mode": ("global", "per_mode"),
+    "on_nonfinite": ("raise", "skip"),
+    "retain": RETAIN,
+    "budget_of": tuple(COSTS),
+}
+# What a captured step leaves fixed: the other settings decide on the host.
+CAPTURABLE = {
+    **{"integrator": "one_pass", "base": "sgd", "retain": "deferred", "budget": None, "rank_multiple": 1},
+    **{"max_grad_norm": None, "conditioning": 0.0, "basis_every": 1, "rank_every": 1, "min_rank": 1, "max_rank": None},
+}
+
+
+def check_options(capturable, **options):
+    """Raises ValueError for an argument that is not allowed; see `TDLRT`."""
+    for name, allowed in CHOICES.items():
+        _choice(name, options[name], allowed)
+    for name, allowed in CAPTURABLE.items() if capturable else ():
+        if options[name] != allowed:
+            raise ValueError(
+                f"{name} is {options[name]!r} with capturable=True; allowed is {allowed!r}: other settings decide on "
+                "the host"
+            )
+    for name in ("rank_multiple", "min_rank", "basis_every", "rank_every"):
+        positive(name, options[name])
+    for name in ("budget", "max_rank"):
+        if options[name] is not None:
+            positive(name, options[name])
+    max_rank, min_rank = options["max_rank"], options["min_rank"]
+    if max_rank is not None and max_rank < min_rank:
+        raise ValueError(f"max_rank is {max_rank}, below min_rank={min_rank}")
+    conditioning, norm = options["conditioning"], options["max_grad_norm"]
+    if not (isinstance(conditioning, (int, float)) and 0 <= conditioning < math.inf):
+        raise ValueError(f"conditioning is {conditioning!r}; allowed are numbers from 0 on")
+    if norm is not None and not norm > 0:
+        raise ValueError(f"max_grad_norm is {norm!r}; allowed are positive numbers or None")
+
+
+def make_base(base, model, params, lr, momentum, weight_decay, options):
+    if isinstance(base, str):
+        kind = BASES[_choice("base", base, tuple(BASES))]
+    elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
+        kind = base
+    else:
+        raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {base!r}")
+    if kind is torch.optim.SGD:
+        options = {"momentum": momentum, **options}
+    elif momentum:
+        raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
+    params = list(model.parameters()) if params is None else list(params)
+    return kind(params, lr=lr, weight_decay=weight_decay, **options)
+
+
+def _choice(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+    return value
+
+
+def positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
+    return value
+
+
+def _check_tolerance(name, tol):
+    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+        raise ValueError(f"{name} is {tol!r}; allowed are numbers in [0, 1), or None for fixed ranks")
+
+
+def layer_tolerances(tol, layers):
+    if not isinstance(tol, dict):
+        _check_tolerance("tol", tol)
+        return {}
+    unknown = set(tol) - set(layers)
+    if unknown or set(tol) != set(layers):
+        raise ValueError(
+            f"tol names {sorted(tol)}, but the Tucker layers are {sorted(layers)}; a dict must name every one of them"
+        )
+    for name, value in tol.items():
+        _check_tolerance(f"tol[{name!r}]", value)
+    return {layers[name]: value for name, value in tol.items()}
+
+
+def check_dtypes(layers):
+    for name, layer in layers.items():
+        if layer.core.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"model: {name} has {layer.core.dtype} parameters; cores and factors are kept in float32 or float64 "
+                "(use torch.autocast for lower-precision arithmetic)"
+            )
