@@ -166,7 +166,7 @@ def dies(rank, world):
             optimizer.step()
         except (RuntimeError, dist.DistError):
             assert rank == 0
-            os._exit(0)  # tearing down a group with a dead peer, gloo's own threads abort now and then
+            os._exit(0)  # nothing to agree on with a dead peer
     raise AssertionError("rank 0 went on alone")
 
 
@@ -319,8 +319,8 @@ def _process(rank, world, rendezvous, jobs):
             print(f"rank {rank}, {function.__name__}{tuple(arguments)}:", file=sys.stderr)
             traceback.print_exc(file=sys.stderr)
             os._exit(1)
-    if function is not dies:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads outlive the group, and now and then abort an interpreter that is taken down
 
 
 def run(tmp_path, world, *jobs):

@@ -52,6 +52,10 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
     if path == "reconstruct":
         weight = multiply(core, factors, range(core.ndim), False).reshape(n_out, n_in)
         return torch.nn.functional.linear(input, weight, bias)
+    if core.ndim == 2:  # matrix products and nothing else: torch's cost a small layer less
+        x = input if factors[1] is None else input @ factors[1]
+        x = torch.nn.functional.linear(x, core, bias if factors[0] is None else None)
+        return x if factors[0] is None else torch.nn.functional.linear(x, factors[0], bias)
     x = input.reshape(rows, *sizes[out_modes:])
     inner = multiply(x, factors[out_modes:], range(1, x.ndim), True).reshape(rows, r_in)
     outer = multiply(inner, [core.reshape(r_out, r_in)], [1], False)
