@@ -1,6 +1,6 @@
 """LeNet5 on MNIST in five epochs: test accuracy and compression of TDLRT and of the dense network, mean of the seeds.
 
-    python bench/mnist.py --data-dir DIR [--seeds 0 1 2] [--settings small accurate dense] [--threads 1]
+    python bench/mnist.py --data-dir DIR [--seeds 0 1 2] [--settings adaptive fixed dense] [--threads 1]
 
 Each run is a run of `tdlrt train` in its own folder under --out: one that is finished is read, one that was stopped is
 continued. Accuracy is after the last epoch, not the best one; compression is 1 − c/f of the factorised weights
@@ -10,6 +10,7 @@ continued. Accuracy is after the last epoch, not the best one; compression is 1 
 import argparse
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import harness
@@ -17,8 +18,7 @@ from tdlrt import checkpoint, data, train
 from tdlrt.display import Quiet
 
 SETTINGS = {
-    "small": {"tol": 0.16, "rank": 32, "weight_decay": 0.002},
-    "accurate": {"tol": 0.12, "rank": 32, "weight_decay": 0.002},
+    "adaptive": {},  # the defaults of `tdlrt train --data mnist`
     "fixed": {"tol": None, "rank": 48, "batch_size": 64, "weight_decay": 0.0005},
     "dense": {"dense": True, "weight_decay": 0.0005},
 }
@@ -37,10 +37,11 @@ def main():
     for name in arguments.settings:
         runs = [run(name, seed, arguments) for seed in arguments.seeds]
         accuracy = [100 * r["test_accuracy"] for r in runs]
+        config = asdict(train.default_config("mnist", **SETTINGS[name]))
         rows.append(
             {
                 "setting": name,
-                **{key: SETTINGS[name].get(key) for key in ("tol", "rank", "weight_decay", "lr")},
+                **{key: config[key] for key in ("tol", "rank", "weight_decay", "lr")},
                 "accuracy %": _mean(runs, "test_accuracy"),
                 "each seed": " ".join(f"{a:.2f}" for a in accuracy),
                 "compression %": _mean(runs, "compression"),

@@ -38,8 +38,8 @@ RECIPES = {
         **{"rank": 20, "tol": 0.15},
     },
     "mnist": {
-        **{"model": "lenet5", "epochs": 5, "batch_size": 128, "lr": 0.05, "weight_decay": 0.001},
-        **{"rank": 32, "tol": 0.1},
+        **{"model": "lenet5", "epochs": 5, "batch_size": 128, "lr": 0.05, "weight_decay": 0.002},
+        **{"rank": 32, "tol": 0.16},
     },
     "cifar10": {
         **{"model": "resnet18", "epochs": 70, "batch_size": 128, "lr": 0.05, "weight_decay": 0.0005},
