@@ -23,6 +23,8 @@ SETTINGS = {
     "dense": {"dense": True, "weight_decay": 0.0005},
 }
 
+SHOWN = ("tol", "rank", "weight_decay", "lr")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +43,7 @@ def main():
         rows.append(
             {
                 "setting": name,
-                **{key: config[key] for key in ("tol", "rank", "weight_decay", "lr")},
+                **{key: None if config["dense"] and key in ("tol", "rank") else config[key] for key in SHOWN},
                 "accuracy %": _mean(runs, "test_accuracy"),
                 "each seed": " ".join(f"{a:.2f}" for a in accuracy),
                 "compression %": _mean(runs, "compression"),
