@@ -82,11 +82,9 @@ class CapturedStep:
         if not moved:
             return new
         least = _LEAST_TOL * torch.finfo(moved[0].core.dtype).eps
-        groups = o._group_of()
-        tols = [o._layer_tol.get(e.layer, groups[e.layer.core]["tol"]) for e in moved]
         cores, projections, ranks, error = tk.hosvd_truncate(
             [e.layer.core.data for e in moved],
-            tol=[max(tol or 0.0, least) for tol in tols],
+            tol=[max(o.tolerance(e.layer) or 0.0, least) for e in moved],
             modes=[tuple(e.layer.modes) for e in moved],
             min_rank=1,
             max_rank=[tuple(e.core.shape) for e in moved],

@@ -283,6 +283,10 @@ class TDLRT(torch.optim.Optimizer):
         group = self._group_of()[core]
         return group if isinstance(self.base, torch.optim.SGD) and group["momentum"] else None
 
+    def tolerance(self, layer):
+        """Relative truncation error that a layer may have now, or None for fixed ranks."""
+        return self._layer_tol.get(layer, self._group_of()[layer.core]["tol"])
+
     def learning_rates(self):
         """{parameter: learning rate of its group}."""
         return {p: group["lr"] for group in self.param_groups for p in group["params"]}
@@ -303,7 +307,7 @@ class TDLRT(torch.optim.Optimizer):
         for e in expansions:
             if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
                 continue
-            tol = self._layer_tol.get(e.layer, groups[e.layer.core]["tol"])
+            tol = self.tolerance(e.layer)
             if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:
                 tol = 0.0
             if tol is None or not adapt or _is_zero(groups[e.layer.core]["lr"]):  # without a step, no loss of rank

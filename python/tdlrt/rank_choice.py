@@ -7,11 +7,11 @@ layers likewise, for matrices.)
 
 import heapq
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 
+from tdlrt.layers.base import feasible
 from tdlrt.summary import layer_multiply_adds, layer_parameters, tucker_layers
 
 COSTS = {"parameters": layer_parameters, "multiply_adds": layer_multiply_adds}
@@ -105,14 +105,6 @@ class RankChoice:
                 saved = cost - self._cost(s.layer, reduced)
                 if saved > 0:
                     yield share / saved, reduced
-
-
-def feasible(ranks, modes):
-    """The ranks with none above the product of the others."""
-    ranks = list(ranks)
-    while large := [i for i in modes if ranks[i] * ranks[i] > math.prod(ranks)]:
-        ranks[large[0]] = math.prod(ranks) // ranks[large[0]]
-    return ranks
 
 
 def slice_squares(cores):

@@ -239,10 +239,15 @@ def mode_ranks(ranks, shape, modes):
                 f"ranks is {ranks!r}; allowed are a fraction in (0, 1], an integer, or one positive integer per mode "
                 f"({len(shape)}) or per factorised mode ({len(modes)})"
             )
-    result = [min(r, n) if i in modes else n for i, (r, n) in enumerate(zip(wanted, shape))]
-    while infeasible := [i for i in modes if result[i] > math.prod(result) // result[i]]:
-        result[infeasible[0]] = math.prod(result) // result[infeasible[0]]
-    return tuple(result)
+    return tuple(feasible([min(r, n) if i in modes else n for i, (r, n) in enumerate(zip(wanted, shape))], modes))
+
+
+def feasible(ranks, modes):
+    """The ranks with none of these modes' above the product of the others."""
+    ranks = list(ranks)
+    while large := [i for i in modes if ranks[i] > math.prod(ranks) // ranks[i]]:
+        ranks[large[0]] = math.prod(ranks) // ranks[large[0]]
+    return ranks
 
 
 @torch.no_grad()
