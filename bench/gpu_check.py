@@ -6,7 +6,8 @@ Correctness comes first: build, tests with marker gpu, compute-sanitizer. Then t
 layers of a ResNet18 (bench/gpu_step.py), each kernel against its roofline (bench/gpu_kernels.py), the Triton kernels
 (bench/triton_kernels.py). Every stage is a process of its own with a deadline; what it measured before that is kept,
 and what there was no time for is named. Results go to bench/results/gpu_check-DATE.json, the table comes last, and the
-exit status is the number of failed stages. Needs torch, pytest, pybind11, cmake, ninja and nvcc, and no network.
+exit status is the number of failed stages and of results found wrong. Needs torch, pytest, pybind11, cmake, ninja and
+nvcc, and no network.
 
 `--dry-run` runs the Python of every stage on this machine's CPU with tiny sizes, the CUDA back end being the host
 executor of csrc/emu: a rehearsal of this harness, whose numbers mean nothing.
@@ -221,12 +222,15 @@ def main(argv=None):
             reports[name], failed = f"FAILED: {type(error).__name__}: {error}", [*failed, name]
         reports[name] += f" ({time.monotonic() - began:.0f} s)"
     rows = read_rows(arguments.rows)
+    wrong = sum(r["kind"] == "wrong" for r in rows)
     path.write_text(json.dumps({**about, "stages": reports, "rows": rows}, indent=1) + "\n")
     arguments.rows.unlink(missing_ok=True)
     print(f"\n{about['card']}, commit {about['commit']}, torch {about['torch']}, written to {path}")
     print(*table(rows), *(f"[{name}] {report}" for name, report in reports.items()), sep="\n")
     print(f"{len(reports) - len(failed)} stages ended well, {len(failed)} failed, {time.monotonic() - start:.0f} s")
-    return len(failed)
+    if wrong:
+        print(f"results found wrong: {wrong}")
+    return len(failed) + wrong
 
 
 if __name__ == "__main__":

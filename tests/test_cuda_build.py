@@ -49,12 +49,13 @@ def test_resources_are_those_of_the_table(measured, architecture):
 
 
 @pytest.mark.long
-def test_no_other_architecture_spills_in_a_loop():
-    """Values that Jacobi keeps across its sweeps may: 32 bytes where 1,024 threads leave 64 registers."""
+def test_no_other_architecture_spills_but_one_kernel_on_two():
     measured = cuda_resources.parse(cuda_resources.compile_all(cuda_resources.OTHERS))
     assert set(measured) == set(cuda_resources.OTHERS)
-    spilling = {(a, name) for a, kernels in measured.items() for name, found in kernels.items() if found["spills"] > 32}
-    assert not spilling
+    spills = {(a, name): found["spills"] for a, kernels in measured.items() for name, found in kernels.items()}
+    for known in (("sm_100", "jacobi_svd<float>"), ("sm_120", "jacobi_svd<float>")):
+        assert spills.pop(known) <= 32  # bytes, of 1,024 threads with 64 registers each
+    assert not {key: count for key, count in spills.items() if count}
 
 
 def test_a_spill_would_be_seen():

@@ -186,6 +186,15 @@ def test_a_stage_ends_at_its_deadline_and_keeps_its_rows(monkeypatch, tmp_path, 
     assert f"{'a row':46}     1.000" in shown
 
 
+def test_a_wrong_result_fails_it(monkeypatch, tmp_path, capsys):
+    def differs(arguments, deadline):
+        gpu_device.Rows(arguments.rows, 9).add("wrong", text="a replayed step differs from the eager one")
+
+    names = quiet(monkeypatch, step=(differs, 10))
+    assert gpu_check.main(["--dry-run", "--out", str(tmp_path), "--stages", *names]) == 1
+    assert "results found wrong: 1" in capsys.readouterr().out
+
+
 def test_the_budget_ends_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check, "BUDGET", 0)
     names = quiet(monkeypatch, build=(lambda *_: pytest.fail("ran after the budget"), 10))

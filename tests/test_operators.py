@@ -327,9 +327,26 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("case", COMPILED)
+# Functions without a derivative.
+COMPILED_FORWARD = {
+    "tangent_basis": lambda: (lambda u, d: tk.tangent_basis([u], [d])[0][0], (orthonormal(7, 2), rand(7, 3))),
+    "hosvd_truncate": lambda: (lambda c: tk.hosvd_truncate([c], ranks=(2, 2, 2))[0][0], (rand(4, 3, 5),)),
+    "rotate_bases": lambda: (lambda b, p: tk.rotate_bases([b], [p])[0], (orthonormal(7, 4), orthonormal(4, 2))),
+    "gram_solve": lambda: (lambda c, b: tk.gram_solve([c], [1], [b])[0], (rand(3, 4, 5), rand(2, 4))),
+    "tucker_conv_core_grad": lambda: (
+        lambda x, dy, u, v: tk.tucker_conv_core_grad(x, dy, [u, v, None, None], (3, 3), known=(1, 1)),
+        (rand(2, 4, 6, 6), rand(2, 5, 4, 4), rand(5, 2), rand(4, 3)),
+    ),
+    "tucker_linear_core_grad": lambda: (
+        lambda x, dy, u, v: tk.tucker_linear_core_grad(x, dy, [u, v], (5, 4)),
+        (rand(6, 4), rand(6, 5), rand(5, 2), rand(4, 3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", [*COMPILED, *COMPILED_FORWARD])
 def test_compiled_for_inference(case):
-    function, operands = COMPILED[case]()
+    function, operands = (COMPILED | COMPILED_FORWARD)[case]()
     torch._dynamo.reset()
     actual = torch.compile(function, fullgraph=True, backend="aot_eager")(*operands)
     torch.testing.assert_close(actual, function(*operands), rtol=1e-12, atol=1e-12)

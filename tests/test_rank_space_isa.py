@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from matrix_families import cores, matrices, tangent_problems
+from matrix_families import cores, gaussian, matrices, orthonormal, tangent_problems
 
 import tucker_kernels as tk
 
@@ -30,6 +30,14 @@ def outcomes():
         for i, own in enumerate(projections):
             for mode, P in enumerate(own):
                 found[f"hosvd_truncate {i} {mode} {dtype}"] = (P.T @ P).diagonal()
+        bases = [u for u, _ in problems if u.shape[1]]
+        rotations = [orthonormal(u.shape[1], u.shape[1], i).to(dtype) for i, u in enumerate(bases)]
+        for i, rotated in enumerate(tk.rotate_bases(bases, rotations)):
+            found[f"rotate_bases {i} {dtype}"] = rotated
+        tensors = [gaussian(40, 90, seed=1).to(dtype), gaussian(7, 35, 9, seed=2).to(dtype)]
+        right_sides = [gaussian(20, 40, seed=3).to(dtype), gaussian(33, 35, seed=4).to(dtype)]
+        for i, X in enumerate(tk.gram_solve(tensors, [0, 1], right_sides)):
+            found[f"gram_solve {i} {dtype}"] = X
         qs, rs = tk.batched_qr([a.to(dtype) for a in matrices().values()])
         for i, (Q, R) in enumerate(zip(qs, rs)):
             found[f"batched_qr {i} {dtype}"] = Q @ R
