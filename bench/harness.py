@@ -118,7 +118,7 @@ def machine():
 
     described = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("describe", "--always", "--dirty"),
+        "commit": _commit(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
@@ -129,6 +129,12 @@ def machine():
     if torch.cuda.is_available():
         described["gpu"] = torch.cuda.get_device_name()
     return described
+
+
+def _commit():
+    """The commit, with "-dirty" where tracked files differ from it; result files are what is being made."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")
+    return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
 
 
 def _git(*arguments):

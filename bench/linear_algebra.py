@@ -12,7 +12,8 @@ other modes can use. The floor is the leading floating-point operations of our a
 training rows need fewer, because they take no solves.
 Rows of "augmented BUG": what RobustDLRT's augmentation and truncation do (channel modes, core and Adam's moments).
 Rows of "from_dense": dense kernels to Tucker, all in one call, against TensorLy once and against SVDs by torch.
-Results go to bench/results/linear_algebra.json; with --keep, beside what is there.
+Results go to bench/results/linear_algebra.json; with --keep, beside what is there, whose
+rows then name their own commit.
 """
 
 import argparse
@@ -301,7 +302,8 @@ def main():
     harness.print_table(rows, title="linear algebra of one TDLRT step")
     path = harness.RESULTS / "linear_algebra.json"
     if options.keep and path.exists():
-        rows = json.loads(path.read_text())["rows"] + rows
+        before = json.loads(path.read_text())
+        rows = [{"commit": before["machine"]["commit"], **row} for row in before["rows"]] + rows
     print(harness.save("linear_algebra", rows))
 
 
