@@ -1,6 +1,8 @@
 // With module_cuda.cpp the only files that know Python: pybind11 bindings over tucker_kernels.h. Pointers
 // arrive as integers (tensor.data_ptr()); shapes, dtypes and devices were checked by tucker_kernels/cpu.py
 // and cuda.py.
+#include "module.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -19,11 +21,6 @@ namespace {
 
 void check(tk_status status, const char* what) {
   if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
-}
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 }  // namespace
@@ -47,31 +44,19 @@ PYBIND11_MODULE(_C, m) {
           "mode_dot");
   });
 
-  // modes, rows and matrices have one entry per product
-  m.def("multi_mode_dot_cpu",
-        [](int dtype, uintptr_t tensor, const std::vector<int64_t>& shape, const std::vector<int>& modes,
-           const std::vector<int64_t>& rows, const std::vector<uintptr_t>& matrices, bool transpose,
-           uintptr_t out, int threads) {
-          tk_mode_products p{};
-          if (shape.size() > TK_MAX_MODES || modes.size() > shape.size())
-            check(TK_INVALID_ARGUMENT, "multi_mode_dot");
-          p.tensor = pointer<const void>(tensor), p.out = pointer<void>(out);
-          p.ndim = static_cast<int>(shape.size()), p.products = static_cast<int>(modes.size());
-          p.transpose = transpose;
-          std::copy(shape.begin(), shape.end(), p.shape);
-          for (size_t i = 0; i < modes.size(); ++i) {
-            p.modes[i] = modes[i], p.rows[i] = rows[i];
-            p.matrices[i] = pointer<const void>(matrices[i]);
-          }
-          py::gil_scoped_release release;
-          check(tk_multi_mode_dot_cpu(static_cast<tk_dtype>(dtype), &p, threads), "multi_mode_dot");
-        });
-
-  m.def("cross_gram_cpu", [](int dtype, uintptr_t a, int64_t p, uintptr_t b, int64_t q, int64_t outer,
-                             int64_t inner, uintptr_t out, int threads) {
+  m.def("multi_mode_dot_cpu", [](int dtype, const std::vector<GivenProducts>& given, int threads) {
+    std::vector<tk_mode_products> problems;
+    for (const GivenProducts& products : given) problems.push_back(mode_products(products));
     py::gil_scoped_release release;
-    check(tk_cross_gram_cpu(static_cast<tk_dtype>(dtype), pointer<const void>(a), p, pointer<const void>(b),
-                            q, outer, inner, pointer<void>(out), threads),
+    check(tk_multi_mode_dot_cpu(static_cast<tk_dtype>(dtype), problems.data(), int64_t(problems.size()),
+                                threads),
+          "multi_mode_dot");
+  });
+
+  m.def("cross_gram_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
+    py::gil_scoped_release release;
+    check(tk_cross_gram_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_cross_gram>(problems), count,
+                            threads),
           "cross_gram");
   });
 

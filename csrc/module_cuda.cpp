@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cuda/operators.h"
+#include "module.h"
 
 namespace py = pybind11;
 
@@ -176,41 +177,6 @@ void bind(py::module_& m, const char* name, Problem (*convert)(const Given&),
     m.def((what + "_cuda").c_str(),
           [=](int dtype, const std::vector<Given>& given, uintptr_t workspace, int64_t bytes,
               uintptr_t stream) { return run(call, dtype, given, workspace, bytes, stream); });
-}
-
-template <class T = void>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using Addresses = std::vector<uintptr_t>;
-using Sizes = std::vector<int64_t>;
-
-void copy_sizes(const char* what, const Sizes& from, int64_t (&to)[TK_MAX_MODES], size_t expected) {
-  if (from.size() != expected || expected > TK_MAX_MODES)
-    throw std::runtime_error(std::string(what) +
-                             ": at most 8 modes, and as many entries as modes in every list");
-  std::copy(from.begin(), from.end(), to);
-}
-
-// (tensor, out, shape, modes, rows, matrices, transpose)
-using GivenProducts = std::tuple<uintptr_t, uintptr_t, Sizes, Sizes, Sizes, Addresses, bool>;
-tk_mode_products mode_products(const GivenProducts& given) {
-  const auto& [tensor, out, shape, modes, rows, matrices, transpose] = given;
-  tk_mode_products p{};
-  p.tensor = pointer(tensor);
-  p.out = pointer(out);
-  p.ndim = static_cast<int32_t>(shape.size());
-  p.products = static_cast<int32_t>(modes.size());
-  p.transpose = transpose;
-  copy_sizes("multi_mode_dot", shape, p.shape, shape.size());
-  copy_sizes("multi_mode_dot", rows, p.rows, modes.size());
-  if (matrices.size() != modes.size()) throw std::runtime_error("multi_mode_dot: one matrix for each mode");
-  for (size_t k = 0; k < modes.size(); ++k) {
-    p.modes[k] = static_cast<int32_t>(modes[k]);
-    p.matrices[k] = pointer(matrices[k]);
-  }
-  return p;
 }
 
 // (a, b, out, outer, inner, a_size, b_size)

@@ -331,15 +331,14 @@ def test_planted_mistakes_are_caught(monkeypatch, mistake):
     elif mistake == "wrong_transport":  # momentum cut off instead of rotated
         monkeypatch.setattr(
             expansion,
-            "project_state",
-            lambda state, shape, P: expansion.pad_state(
+            "project_states",
+            lambda moving: [
                 {
-                    k: v[tuple(slice(0, n if p is None else p.shape[1]) for n, p in zip(shape, P))]
+                    k: v[tuple(slice(0, n if p is None else p.shape[1]) for n, p in zip(shape, P))].clone()
                     for k, v in state.items()
-                },
-                (-1,),
-                (-1,),
-            ),
+                }
+                for state, shape, P in moving
+            ],
         )
     else:  # the gradient itself used as the new basis, without projection or orthonormalisation
         monkeypatch.setattr(

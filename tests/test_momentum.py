@@ -97,7 +97,8 @@ def test_carried_along_it_stays_outside_the_basis():
     B, P, m = orthonormal(9, 6), orthonormal(6, 2), torch.randn(9, 3, dtype=torch.float64)
     U, new = B[:, :3], B @ P
     want = (torch.eye(9, dtype=torch.float64) - new @ new.T) @ m @ (U.T @ new)
-    assert torch.allclose(momentum.carry(m, P, new), want, rtol=0, atol=1e-13)
+    (carried,) = momentum.carry([m], [P], [new])
+    assert torch.allclose(carried, want, rtol=0, atol=1e-13)
 
 
 def loss_after(steps, lr):

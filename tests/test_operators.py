@@ -73,6 +73,14 @@ SAMPLES = {
         (rand(3, 4), rand(7, 4), 0),
         (rand(3, 4), rand(3, 7), -1),
     ],
+    "grouped_mode_dot": lambda: [
+        ([rand(3, 4, 5), rand(6, 2)], [rand(4, 2), rand(5, 1), rand(6, 7)], [2, 1], [1, 2, 0], True),
+        ([rand(3, 4, 5, last=True), rand(0, 2)], [rand(2, 5).T.contiguous().T, rand(3, 2)], [1, 1], [2, 1], False),
+    ],
+    "grouped_cross_gram": lambda: [
+        ([rand(3, 4, 5), rand(6, 4).T], [rand(3, 2, 5), rand(4, 7)], [1, 1]),
+        ([rand(3, 4, 5, last=True), rand(0, 2)], [rand(3, 4, 6), rand(0, 3)], [2, 1]),
+    ],
     "tucker_conv_forward": lambda: [
         *(
             (*conv_operands(last, out_factor, in_factor), *GEOMETRY, path, save)

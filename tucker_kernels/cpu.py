@@ -65,32 +65,40 @@ def multi_mode_dot(tensor, matrices, modes, transpose):
         return result.to(tensor.dtype)
     x, order = _layout(tensor)
     held = [_wide(m).contiguous() for m in matrices]
-    shape = list(x.shape)
-    places = [order.index(m % tensor.ndim) for m in modes]
-    rows = [m.shape[1 if transpose else 0] for m in held]
-    out = list(shape)
+    y, products = _products(x, held, [order.index(m % tensor.ndim) for m in modes], transpose)
+    _C.multi_mode_dot_cpu(_CODES[x.dtype], [products], torch.get_num_threads())
+    return _restore(y, order, tensor.dtype)
+
+
+def _products(x, matrices, places, transpose):
+    """(tensor for the result, the problem as `_C` takes it); everything contiguous."""
+    out, rows = list(x.shape), [m.shape[1 if transpose else 0] for m in matrices]
     for place, r in zip(places, rows):
         out[place] = r
     y = x.new_empty(out)
-    _C.multi_mode_dot_cpu(
-        *(_CODES[x.dtype], x.data_ptr(), shape, places, rows, [m.data_ptr() for m in held]),
-        *(transpose, y.data_ptr(), torch.get_num_threads()),
-    )
-    return _restore(y, order, tensor.dtype)
+    addresses = [m.data_ptr() for m in matrices]
+    return y, (x.data_ptr(), y.data_ptr(), x.shape, places, rows, addresses, transpose)
+
+
+@implements("cpu")
+def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
+    tensors, matrices = [t.contiguous() for t in tensors], [m.contiguous() for m in matrices]
+    found, problems, start = [], [], 0
+    for x, count in zip(tensors, counts):
+        here = slice(start, start + count)
+        start += count
+        y, products = _products(x, matrices[here], modes[here], transpose)
+        found.append(y)
+        problems.append(products)
+    _C.multi_mode_dot_cpu(_CODES[tensors[0].dtype], problems, torch.get_num_threads())
+    return found
 
 
 @implements("cpu")
 def cross_gram(a, b, mode):
     x, order = _layout(a)
     y = _wide(b if isinstance(order, range) else b.permute(order)).contiguous()
-    place = order.index(mode % a.ndim)
-    p, q = x.shape[place], y.shape[place]
-    outer, inner = math.prod(x.shape[:place]), math.prod(x.shape[place + 1 :])
-    out = x.new_empty(p, q)
-    _C.cross_gram_cpu(
-        *(_CODES[x.dtype], x.data_ptr(), p, y.data_ptr(), q, outer, inner),
-        *(out.data_ptr(), torch.get_num_threads()),
-    )
+    (out,) = grouped_cross_gram([x], [y], [order.index(mode % a.ndim)])
     return out.to(a.dtype)
 
 
@@ -98,6 +106,18 @@ def _run(call, matrices, table, *arguments):
     """One call for all problems; `table` holds their structs, eight bytes a field (csrc/include/tucker_kernels.h)."""
     rows = array.array("q", table)
     call(_CODES[matrices[0].dtype], rows.buffer_info()[0], len(matrices), *arguments, torch.get_num_threads())
+
+
+@implements("cpu")
+def grouped_cross_gram(a, b, modes):
+    a, b = [x.contiguous() for x in a], [y.contiguous() for y in b]
+    found = [x.new_empty(x.shape[mode], y.shape[mode]) for x, y, mode in zip(a, b, modes)]
+    table = []
+    for x, y, out, mode in zip(a, b, found, modes):
+        sizes = math.prod(x.shape[:mode]), math.prod(x.shape[mode + 1 :])
+        table += (x.data_ptr(), y.data_ptr(), out.data_ptr(), *sizes, *out.shape)
+    _run(_C.cross_gram_cpu, a, table)
+    return found
 
 
 @implements("cpu")

@@ -69,30 +69,55 @@ def multi_mode_dot(tensor, matrices, modes, transpose):
     if tensor.ndim > _MOST_MODES:
         return reference.multi_mode_dot(tensor, matrices, modes, transpose)
     order = reference.dimension_order(tensor)
-    x = _wide(tensor.permute(order)).contiguous()
-    factors = [_wide(m).contiguous() for m in matrices]
-    rows = [m.shape[1 if transpose else 0] for m in factors]
-    shape = list(x.shape)
+    x, factors = _wide(tensor.permute(order)), [_wide(m) for m in matrices]
     places = [order.index(mode % tensor.ndim) for mode in modes]
-    cheapest = reference.mode_order(tensor.shape, [tuple(m.shape) for m in factors], modes, transpose)
-    for k in cheapest:
-        shape[places[k]] = rows[k]
-    y = x.new_empty(shape)
-    if y.numel():
-        chain = [[values[k] for k in cheapest] for values in (places, rows, [m.data_ptr() for m in factors])]
-        _launch("multi_mode_dot", x, [(x.data_ptr(), y.data_ptr(), list(x.shape), *chain, transpose)])
+    (y,) = grouped_mode_dot([x], factors, [len(factors)], places, transpose)
     return y.to(tensor.dtype).permute([order.index(i) for i in range(len(order))])
 
 
 @implements("cuda")
+def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
+    if any(x.ndim > _MOST_MODES for x in tensors):
+        return reference.grouped_mode_dot(tensors, matrices, counts, modes, transpose)
+    xs, factors = [x.contiguous() for x in tensors], [m.contiguous() for m in matrices]
+    found, problems, start = [], [], 0
+    for x, count in zip(xs, counts):
+        here = slice(start, start + count)
+        start += count
+        own, places = factors[here], modes[here]
+        shape = list(x.shape)
+        cheapest = reference.mode_order(x.shape, [tuple(m.shape) for m in own], places, transpose)
+        chain = [[], [], []]
+        for k in cheapest:
+            shape[places[k]] = rows = own[k].shape[1 if transpose else 0]
+            for values, value in zip(chain, (places[k], rows, own[k].data_ptr())):
+                values.append(value)
+        found.append(x.new_empty(shape))
+        if found[-1].numel():
+            problems.append((x.data_ptr(), found[-1].data_ptr(), list(x.shape), *chain, transpose))
+    if problems:
+        _launch("multi_mode_dot", xs[0], problems)
+    return found
+
+
+@implements("cuda")
 def cross_gram(a, b, mode):
-    mode = mode % a.ndim
-    x, y = _wide(a).contiguous(), _wide(b).contiguous()
-    out = x.new_empty(x.shape[mode], y.shape[mode])
-    outer, inner = math.prod(x.shape[:mode]), math.prod(x.shape[mode + 1 :])
-    if out.numel():
-        _launch("cross_gram", x, [(x.data_ptr(), y.data_ptr(), out.data_ptr(), outer, inner, *out.shape)])
+    (out,) = grouped_cross_gram([_wide(a)], [_wide(b)], [mode % a.ndim])
     return out.to(a.dtype)
+
+
+@implements("cuda")
+def grouped_cross_gram(a, b, modes):
+    xs, ys = [x.contiguous() for x in a], [y.contiguous() for y in b]
+    found = [x.new_empty(x.shape[mode], y.shape[mode]) for x, y, mode in zip(xs, ys, modes)]
+    problems = [
+        (*_addresses(row), math.prod(row[0].shape[:mode]), math.prod(row[0].shape[mode + 1 :]), *row[2].shape)
+        for *row, mode in zip(xs, ys, found, modes)
+        if row[2].numel()
+    ]
+    if problems:
+        _launch("cross_gram", xs[0], problems)
+    return found
 
 
 # ---- orthonormalisation and truncation --------------------------------------------------------------------

@@ -86,6 +86,17 @@ _define(
     _first,
 )
 _define("cross_gram(Tensor a, Tensor b, int mode) -> Tensor", reference.cross_gram, _first)
+# Of one dtype each, float32 or float64, with modes from 0 on.
+_define(
+    "grouped_mode_dot(Tensor[] tensors, Tensor[] matrices, int[] counts, int[] modes, bool transpose) -> Tensor[]",
+    reference.grouped_mode_dot,
+    _first_of_list,
+)
+_define(
+    "grouped_cross_gram(Tensor[] a, Tensor[] b, int[] modes) -> Tensor[]",
+    reference.grouped_cross_gram,
+    _first_of_list,
+)
 _define(
     "tucker_conv_forward(Tensor input, Tensor core, Tensor? out_factor, Tensor? in_factor, Tensor? bias, "
     "int[] stride, int[] padding, int[] dilation, str path, bool save) -> (Tensor, Tensor, Tensor)",

@@ -59,6 +59,23 @@ def cross_gram(a, b, mode):
     return torch.tensordot(_accumulate(a), _accumulate(b), dims=(rest, rest)).to(a.dtype)
 
 
+@implements("reference")
+def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
+    """`multi_mode_dot` of every tensor with the next counts[i] matrices along the next counts[i] modes."""
+    found, start = [], 0
+    for tensor, count in zip(tensors, counts):
+        here = slice(start, start + count)
+        start += count
+        found.append(multi_mode_dot(tensor.contiguous(), matrices[here], modes[here], transpose))
+    return found
+
+
+@implements("reference")
+def grouped_cross_gram(a, b, modes):
+    """`cross_gram` of every pair."""
+    return [cross_gram(*pair) for pair in zip(a, b, modes)]
+
+
 def dimension_order(tensor):
     """Dimensions from slowest to fastest in memory; size-one dimensions stay where they are."""
     if tensor.is_contiguous():

@@ -9,6 +9,7 @@
 #include "core/scratch.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/problems.h"
 #include "tucker_kernels.h"
 
 namespace tk {
@@ -64,9 +65,15 @@ struct CrossGram {
   }
 };
 
+// False when memory ran out.
 template <class T>
-tk_status cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer, int64_t inner, T* out,
-                     int threads) {
+bool cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer, int64_t inner, T* out,
+                int threads) {
+  if (p == 0 || q == 0) return true;
+  if (outer == 0 || inner == 0) {
+    for (int64_t i = 0; i < p * q; ++i) out[i] = 0;
+    return true;
+  }
   // Rows of C cost a broadcast, columns fill vectors (inner = 1) or are transposed while packing (inner > 1).
   const bool flip = inner > 1 ? p < q : q < p && q % simd<T>().lanes != 0;
   const CrossGram<T> g =
@@ -78,7 +85,7 @@ tk_status cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer
   const int64_t chunks = fitting > 1 ? fitting : 1;
   const bool direct = chunks == 1 && !flip;
   Scratch<T> sums(direct ? 0 : chunks * p * q);
-  if (!sums) return TK_OUT_OF_MEMORY;
+  if (!sums) return false;
   T* c = direct ? out : sums.data();
   const bool by_chunk = chunks > 1, by_row = !by_chunk && g.m >= g.n;
   const int64_t size = by_chunk ? chunks : by_row ? g.m : g.n, step = by_chunk ? 1 : by_row ? 6 : 64;
@@ -95,31 +102,33 @@ tk_status cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer
       g.run(rows, cols, part_of(pairs, grain, i, chunks), c + i * p * q, g.n, buffer.data());
     return true;
   });
-  if (!good) return TK_OUT_OF_MEMORY;
-  if (direct) return TK_OK;
+  if (!good || direct) return good;
   for (int64_t i = 0; i < g.m; ++i)
     for (int64_t j = 0; j < g.n; ++j) {
       T sum = c[i * g.n + j];
       for (int64_t k = 1; k < chunks; ++k) sum += c[k * p * q + i * g.n + j];
       out[flip ? j * g.m + i : i * g.n + j] = sum;
     }
-  return TK_OK;
+  return true;
 }
 
 }  // namespace
 }  // namespace tk
 
-tk_status tk_cross_gram_cpu(tk_dtype dtype, const void* a, int64_t p, const void* b, int64_t q, int64_t outer,
-                            int64_t inner, void* out, int threads) {
-  if (outer < 0 || p < 0 || q < 0 || inner < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  if (p == 0 || q == 0) return TK_OK;
+tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram* problems, int64_t count, int threads) {
+  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
+  std::vector<double> cost(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const tk_cross_gram& p = problems[i];
+    if (p.outer < 0 || p.inner < 0 || p.a_size < 0 || p.b_size < 0) return TK_INVALID_ARGUMENT;
+    cost[i] = double(p.outer) * double(p.inner) * double(p.a_size) * double(p.b_size);
+  }
   return tk::dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (outer == 0 || inner == 0) {
-      for (int64_t i = 0; i < p * q; ++i) static_cast<T*>(out)[i] = 0;
-      return TK_OK;
-    }
-    return tk::cross_gram(static_cast<const T*>(a), p, static_cast<const T*>(b), q, outer, inner,
-                          static_cast<T*>(out), threads);
+    return tk::share_problems(cost, threads, [&](int64_t i, int used) {
+      const tk_cross_gram& p = problems[i];
+      return tk::cross_gram(static_cast<const T*>(p.a), p.a_size, static_cast<const T*>(p.b), p.b_size,
+                            p.outer, p.inner, static_cast<T*>(p.out), used);
+    });
   });
 }

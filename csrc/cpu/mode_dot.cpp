@@ -9,6 +9,7 @@
 #include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/mode_product.h"
+#include "cpu/problems.h"
 #include "tucker_kernels.h"
 
 namespace tk {
@@ -132,8 +133,9 @@ bool walk(const Chain<T>& chain, const T* x, T* y, T* const (&buffers)[2], int64
   return true;
 }
 
+// False when memory ran out.
 template <class T>
-tk_status multi_mode_dot(const tk_mode_products& p, int threads) {
+bool multi_mode_dot(const tk_mode_products& p, int threads) {
   T products[TK_MAX_MODES / 2][longest_merged * longest_merged];
   const Chain<T> chain = plan<T>(p, products);
   const T* x = static_cast<const T*>(p.tensor);
@@ -141,39 +143,47 @@ tk_status multi_mode_dot(const tk_mode_products& p, int threads) {
   const auto& first = chain.steps[0];
   const auto& last = chain.steps[chain.count - 1];
   const int64_t x_size = first.columns() * first.n, y_size = last.columns() * last.rows;
-  if (y_size == 0 || chain.batch == 0) return TK_OK;
+  if (y_size == 0 || chain.batch == 0) return true;
   const int64_t size = (chain.intermediate() + 15) / 16 * 16;
   const int64_t slab = size <= slab_elements ? slab_elements / (size > 0 ? size : slab_elements) : 0;
   if (chain.count == 1 || slab == 0 || chain.batch < threads) {
     Scratch<T> buffer(2 * size * chain.batch);
-    if (!buffer) return TK_OUT_OF_MEMORY;
+    if (!buffer) return false;
     T* const buffers[2] = {buffer.data(), buffer.data() + size * chain.batch};
-    const bool good =
-        walk(chain, x, y, buffers, chain.batch,
-             [&](const ModeProduct<T>& step, const T* from, T* to) { return step.run(from, to, threads); });
-    return good ? TK_OK : TK_OUT_OF_MEMORY;
+    return walk(chain, x, y, buffers, chain.batch, [&](const ModeProduct<T>& step, const T* from, T* to) {
+      return step.run(from, to, threads);
+    });
   }
   int64_t scratch = 0;
   for (int s = 0; s < chain.count; ++s) {
     const int64_t needed = chain.step(s, slab).scratch();
     if (needed > scratch) scratch = needed;
   }
-  const bool good =
-      parallel_for(chain.batch, 1, chain.work() < parallel_work ? 1 : threads, [&](Range range) {
-        Scratch<T> buffer(scratch + 2 * size * slab);
-        if (!buffer) return false;
-        T* const buffers[2] = {buffer.data() + scratch, buffer.data() + scratch + size * slab};
-        for (int64_t b = range.begin; b < range.end; b += slab) {
-          const int64_t batched = slab < range.end - b ? slab : range.end - b;
-          walk(chain, x + b * x_size, y + b * y_size, buffers, batched,
-               [&](const ModeProduct<T>& step, const T* from, T* to) {
-                 step.run(from, to, Range{0, step.columns()}, buffer.data());
-                 return true;
-               });
-        }
-        return true;
-      });
-  return good ? TK_OK : TK_OUT_OF_MEMORY;
+  return parallel_for(chain.batch, 1, chain.work() < parallel_work ? 1 : threads, [&](Range range) {
+    Scratch<T> buffer(scratch + 2 * size * slab);
+    if (!buffer) return false;
+    T* const buffers[2] = {buffer.data() + scratch, buffer.data() + scratch + size * slab};
+    for (int64_t b = range.begin; b < range.end; b += slab) {
+      const int64_t batched = slab < range.end - b ? slab : range.end - b;
+      walk(chain, x + b * x_size, y + b * y_size, buffers, batched,
+           [&](const ModeProduct<T>& step, const T* from, T* to) {
+             step.run(from, to, Range{0, step.columns()}, buffer.data());
+             return true;
+           });
+    }
+    return true;
+  });
+}
+
+// Multiply-adds of a valid problem, in the order given: what its neighbours are weighed against.
+double operations(const tk_mode_products& p) {
+  double size = 1, sum = 0;
+  for (int d = 0; d < p.ndim; ++d) size *= double(p.shape[d]);
+  for (int i = 0; i < p.products; ++i) {
+    sum += size * double(p.rows[i]);
+    if (size > 0) size = size / double(p.shape[p.modes[i]]) * double(p.rows[i]);
+  }
+  return sum;
 }
 
 bool valid(const tk_mode_products& p) {
@@ -205,8 +215,17 @@ tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t 
   });
 }
 
-tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* products, int threads) {
-  if (threads < 1 || !tk::valid(*products)) return TK_INVALID_ARGUMENT;
-  return tk::dispatch(dtype,
-                      [&](auto zero) { return tk::multi_mode_dot<decltype(zero)>(*products, threads); });
+tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* problems, int64_t count,
+                                int threads) {
+  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
+  std::vector<double> cost(count);
+  for (int64_t i = 0; i < count; ++i) {
+    if (!tk::valid(problems[i])) return TK_INVALID_ARGUMENT;
+    cost[i] = tk::operations(problems[i]);
+  }
+  return tk::dispatch(dtype, [&](auto zero) {
+    return tk::share_problems(cost, threads, [&](int64_t i, int used) {
+      return tk::multi_mode_dot<decltype(zero)>(problems[i], used);
+    });
+  });
 }

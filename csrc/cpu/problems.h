@@ -1,7 +1,7 @@
 // Runs independent problems of different sizes on several threads, the dearest first.
 //
 // A problem is done by one thread from beginning to end, so its result does not depend on the number of
-// threads.
+// threads; `share_problems` is for those whose result does not depend on it anyway.
 #pragma once
 
 #include <algorithm>
@@ -33,6 +33,19 @@ tk_status for_each_problem(const std::vector<double>& cost, int threads, F&& bod
     }
   }
   return failed ? TK_OUT_OF_MEMORY : TK_OK;
+}
+
+// body(i, threads), true unless memory ran out, for every problem: one thread each, or one problem after the
+// other on all threads where there are fewer problems than threads.
+template <class F>
+tk_status share_problems(const std::vector<double>& cost, int threads, F&& body) {
+  if (static_cast<int64_t>(cost.size()) >= threads)
+    return for_each_problem(cost, threads, [&](int64_t i) {
+      if (!body(i, 1)) throw std::bad_alloc();
+    });
+  for (size_t i = 0; i < cost.size(); ++i)
+    if (!body(static_cast<int64_t>(i), threads)) return TK_OUT_OF_MEMORY;
+  return TK_OK;
 }
 
 }  // namespace tk

@@ -55,12 +55,20 @@ typedef struct {
   const void* matrices[TK_MAX_MODES];
 } tk_mode_products;
 
-/* The products are done in the order that takes the fewest operations. */
-TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* products, int threads);
+/* The products of each problem are done in the order that takes the fewest operations. */
+TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* problems, int64_t count,
+                                       int threads);
 
-/* a is (outer, p, inner), b is (outer, q, inner), out is (p, q):  out[p,q] = sum_{o,i} a[o,p,i] b[o,q,i]. */
-TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const void* a, int64_t p, const void* b, int64_t q,
-                                   int64_t outer, int64_t inner, void* out, int threads);
+/* out[i,j] = sum_{o,k} a[o,i,k] b[o,j,k] for a (outer, a_size, inner) and b (outer, b_size, inner). */
+typedef struct {
+  const void* a;
+  const void* b;
+  void* out;
+  int64_t outer, inner, a_size, b_size;
+} tk_cross_gram;
+
+TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram* problems, int64_t count, int threads);
+
 /* A two-dimensional convolution with a Tucker weight; sizes are {rows, columns}. A one-dimensional one has
  * one row. */
 typedef struct {

@@ -24,13 +24,6 @@ TK_API const char* tk_cuda_architectures(void);
 TK_API tk_status tk_multi_mode_dot_cuda(tk_dtype dtype, int32_t count, const tk_mode_products* problems,
                                         void* workspace, int64_t* workspace_bytes, void* stream);
 
-/* out[i,j] = Σ_{o,k} a[o,i,k] b[o,j,k] for a (outer, a_size, inner) and b (outer, b_size, inner). */
-typedef struct {
-  const void* a;
-  const void* b;
-  void* out;
-  int64_t outer, inner, a_size, b_size;
-} tk_cross_gram;
 TK_API tk_status tk_cross_gram_cuda(tk_dtype dtype, int32_t count, const tk_cross_gram* problems,
                                     void* workspace, int64_t* workspace_bytes, void* stream);
 

@@ -11,9 +11,8 @@ what the backward pass left.
 import torch
 
 import tucker_kernels as tk
-from tdlrt import momentum
-from tdlrt.expansion import Expansion, enter
-from tdlrt.transport import corner, project_state
+from tdlrt.expansion import Expansion, carried_states, enter
+from tdlrt.transport import corner
 
 # Directions that rounding alone put there are dropped also at tol=0: they have no orthonormal coordinates.
 _LEAST_TOL = 16
@@ -94,12 +93,12 @@ class CapturedStep:
         P = [[None if p is None else p[:, :r] for p, r in zip(Ps, e.core.shape)] for e, Ps in zip(moved, projections)]
         pairs = [(b, p) for e, Ps in zip(moved, P) for b, p in zip(e.bases, Ps) if p is not None]
         rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))))
-        for e, core, Ps, rank in zip(moved, cores, P, ranks):
+        moves = [
+            (e, core.shape, Ps, [b if p is None else next(rotated) for b, p in zip(e.bases, Ps)])
+            for e, core, Ps in zip(moved, cores, P)
+        ]
+        for (e, *_, factors), core, rank, state in zip(moves, cores, ranks, carried_states(moves, o.state)):
             self.ranks[e.name] = rank[: core.ndim]
-            factors = [b if p is None else next(rotated) for b, p in zip(e.bases, Ps)]
-            state = project_state(o.state.get(e.layer.core, {}), core.shape, Ps)
-            if e.momenta:
-                state[momentum.OUTSIDE] = e.carried(Ps, factors)
             new.append((e, core[corner(e.core.shape)], factors, state))
         return new
 

@@ -9,7 +9,7 @@ import tucker_kernels as tk
 from tdlrt import momentum
 from tdlrt.layers import TuckerLayer
 from tdlrt.rank_choice import Spectrum, slice_squares
-from tdlrt.transport import by_dtype, corner, pad, pad_state, project_state
+from tdlrt.transport import by_dtype, corner, pad, pad_state, project_states
 
 
 class NonFiniteError(FloatingPointError):
@@ -21,8 +21,9 @@ class Expansion:
     """The layer's point before the step, and its augmented bases [U|V] (U itself for a mode that does not grow).
 
     group: the core's parameter group, where its momentum goes along (`momentum.py`); momenta: {mode: (momentum before
-    the step or None, gradient)} of the factors. clip: what the gradients were multiplied by after that.
-    expected_scale: what they will be multiplied by between the choice of directions and the step.
+    the step or None, gradient)} of the factors; ahead: {mode: the two together}, where nothing changed the gradient
+    since. clip: what the gradients were multiplied by after that. expected_scale: what they will be multiplied by
+    between the choice of directions and the step.
     state: of the optimiser, before the step. core_gradient: of the augmented core, once the integrator has run.
     scale: factor between what the kept pairs give and the gradients to step with.
     """
@@ -34,6 +35,7 @@ class Expansion:
     bases: list
     group: dict | None = None
     momenta: dict = field(default_factory=dict)
+    ahead: dict = field(default_factory=dict)
     clip: torch.Tensor | float = 1.0
     expected_scale: float = 1.0
     state: dict = field(default_factory=dict)
@@ -52,7 +54,8 @@ class Expansion:
             return gradient
         before = optimizer_state.get(self.layer.core, {}).get(momentum.OUTSIDE)
         self.momenta[mode] = None if before is None else before[mode], gradient
-        return momentum.advance(*self.momenta[mode], self.group, self.expected_scale)
+        self.ahead[mode] = momentum.advance(*self.momenta[mode], self.group, self.expected_scale)
+        return self.ahead[mode]
 
     @property
     def shape(self):
@@ -80,24 +83,27 @@ class Expansion:
         else:
             optimizer_state.pop(self.layer.core, None)
 
-    def truncate(self, optimizer_state, core, projections, bases):
-        """Moves layer and state from the augmented point to the truncated one: its core, projections (each cut to its
-        rank, or None) and rotated bases."""
-        own = self.layer.core
-        if optimizer_state.get(own):
-            optimizer_state[own] = project_state(optimizer_state[own], own.shape, projections)
-            if self.momenta:
-                optimizer_state[own][momentum.OUTSIDE] = self.carried(projections, bases)
-        ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, projections)]
-        self.layer.assign(core[corner(ranks)].contiguous(), bases)
+    def advanced(self, mode):
+        """The momentum of a factor's gradient with the gradient of this step."""
+        if mode in self.ahead and isinstance(self.clip, float) and self.clip == self.expected_scale:
+            return self.ahead[mode]
+        return momentum.advance(*self.momenta[mode], self.group, self.clip)
 
-    def carried(self, projections, bases):
-        """Per mode, the momentum of the factor's gradient at the truncated point; None where there is none."""
-        carried = [None] * len(projections)
-        for mode, (before, gradient) in self.momenta.items():
-            m = momentum.advance(before, gradient, self.group, self.clip)
-            carried[mode] = momentum.carry(m, projections[mode], bases[mode])
-        return carried
+
+def carried_states(moves, optimizer_state):
+    """The states of cores at their truncated points, one call for all; moves: [(expansion, shape of the augmented core,
+    projections, each cut to its rank, rotated bases)]. Empty where there is none."""
+    states = [optimizer_state.get(e.layer.core, {}) for e, *_ in moves]
+    new = project_states([(state, shape, P) for state, (_, shape, P, _) in zip(states, moves)])
+    places = [(state, move, mode) for state, move in zip(new, moves) if state for mode in move[0].momenta]
+    carried = momentum.carry(
+        [e.advanced(mode) for _, (e, *_), mode in places],
+        [P[mode] for _, (_, _, P, _), mode in places],
+        [bases[mode] for _, (*_, bases), mode in places],
+    )
+    for (state, (e, *_), mode), m in zip(places, carried):
+        state.setdefault(momentum.OUTSIDE, [None] * len(e.bases))[mode] = m
+    return new
 
 
 def expand(layers, optimizer, expected_scale=1.0):
@@ -192,8 +198,12 @@ def truncate(rules, optimizer_state, choose=None):
             found.append((e, core, [None if p is None else p[:, :k] for p, k in zip(P, r)]))
         pairs = [(b, p) for e, _, P in found for b, p in zip(e.bases, P) if p is not None]
         rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))) if pairs else ())
-        for e, core, P in found:
-            e.truncate(optimizer_state, core, P, [b if p is None else next(rotated) for b, p in zip(e.bases, P)])
+        moves = [(e, c.shape, P, [b if p is None else next(rotated) for b, p in zip(e.bases, P)]) for e, c, P in found]
+        for (e, core, P), (*_, bases), state in zip(found, moves, carried_states(moves, optimizer_state)):
+            if state:
+                optimizer_state[e.layer.core] = state
+            ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, P)]
+            e.layer.assign(core[corner(ranks)].contiguous(), bases)
     if broken:
         raise NonFiniteError(f"the update made the core of {', '.join(broken)} NaN or Inf; those layers were put back")
     return errors

@@ -16,7 +16,7 @@ Together that is the momentum's projection on the tangent space, to first order 
 Only for SGD: Adam divides by a second moment, which directions that just came in do not have.
 """
 
-from tdlrt.transport import by_dtype
+from tdlrt.transport import by_dtype, cross_grams, products
 from tucker_kernels.library import call, ops
 
 BUFFER = "momentum_buffer"
@@ -44,23 +44,30 @@ def bring_in(moving):
     ]
     for group in by_dtype([m for *_, m in places]):
         members = [places[i] for i in group]
-        found = call(
-            ops.gram_solve.default,
-            [e.core for e, *_ in members],
-            [mode for _, _, mode, _ in members],
-            [call(ops.cross_gram.default, e.bases[mode][:, e.core.shape[mode] :], m, 1) for e, _, mode, m in members],
-        )
-        for (e, buffer, mode, _), X in zip(members, found):
-            block = list(e.known_block)
-            block[mode] = slice(e.core.shape[mode], None)
-            buffer[tuple(block)] = call(ops.mode_dot.default, e.core, X, mode, False)
+        cores, modes = [e.core for e, *_ in members], [mode for _, _, mode, _ in members]
+        new = [e.bases[mode][:, e.core.shape[mode] :] for e, _, mode, _ in members]
+        sides = cross_grams(new, [m for *_, m in members], [1] * len(members))
+        found = call(ops.gram_solve.default, cores, modes, sides)
+        blocks = products(cores, [[X] for X in found], [[mode] for mode in modes])
+        for (e, buffer, mode, _), block in zip(members, blocks):
+            place = list(e.known_block)
+            place[mode] = slice(e.core.shape[mode], None)
+            buffer[tuple(place)] = block
 
 
-def carry(m, projection, basis):
-    """m in the coordinates of the truncated basis U', and what U' now holds taken out: the core's buffer has it."""
-    m = call(ops.mode_dot.default, m, projection[: m.shape[1]], 1, True)
-    inside = call(ops.cross_gram.default, basis, m, 1)
-    return m.sub_(call(ops.mode_dot.default, basis, inside, 1, True))
+def carry(momenta, projections, bases):
+    """Each m in the coordinates of its truncated basis U', and what U' now holds taken out: the core's buffer has it.
+
+    One call for all of them.
+    """
+    if not momenta:
+        return []
+    along = [[1]] * len(momenta)
+    momenta = products(momenta, [[P[: m.shape[1]]] for m, P in zip(momenta, projections)], along, transpose=True)
+    inside = cross_grams(bases, momenta, [1] * len(momenta))
+    for m, known in zip(momenta, products(bases, [[x] for x in inside], along, transpose=True)):
+        m.sub_(known)
+    return momenta
 
 
 def decay(state, group):

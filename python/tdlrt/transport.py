@@ -7,7 +7,7 @@ it is multiplied by (P∘P)ᵀ, which keeps it non-negative.
 
 import torch
 
-import tucker_kernels as tk
+from tucker_kernels.library import call, ops
 
 # State of torch.optim's optimisers, by what happens to it when P mixes coordinates.
 LINEAR = ("momentum_buffer", "exp_avg")
@@ -36,37 +36,69 @@ def by_dtype(tensors):
     return groups.values()
 
 
-def map_state(state, shape, linear, squared):
-    """The state of one parameter with its tensors of the parameter's shape mapped; everything else copied."""
-    mapped = {}
-    for key, value in state.items():
-        if isinstance(value, torch.Tensor) and value.shape == shape and value.ndim > 0:
-            if key not in LINEAR and key not in SQUARED:
-                raise ValueError(
-                    f"base keeps {key!r} per entry, and how that moves with the bases is not known; known are "
-                    f"{', '.join(LINEAR + SQUARED)}"
-                )
-            value = (linear if key in LINEAR else squared)(value)
-        elif isinstance(value, torch.Tensor):
-            value = value.clone()  # step counters are updated in place, and a step may be taken back
-        mapped[key] = value
-    return mapped
+def products(tensors, matrices, modes, transpose=False):
+    """tensors[i] ×_{modes[i][0]} matrices[i][0] ×_{modes[i][1]} …, all in one call."""
+    found = [None] * len(tensors)
+    for group in by_dtype(tensors):
+        operands = [tensors[i] for i in group]
+        flat = [[x for i in group for x in lists[i]] for lists in (matrices, modes)]
+        results = call(
+            ops.grouped_mode_dot.default, operands, flat[0], [len(modes[i]) for i in group], flat[1], transpose
+        )
+        for i, result in zip(group, results):
+            found[i] = result
+    return found
+
+
+def cross_grams(a, b, modes):
+    """Contractions of a[i] with b[i] over every mode but modes[i], all in one call."""
+    found = [None] * len(a)
+    for group in by_dtype(a):
+        lists = [[values[i] for i in group] for values in (a, b, modes)]
+        for i, result in zip(group, call(ops.grouped_cross_gram.default, *lists)):
+            found[i] = result
+    return found
+
+
+def moving_entries(state, shape):
+    """[(key, whether it is linear)] of the tensors in the state of one parameter that move with its bases."""
+    keys = [k for k, v in state.items() if isinstance(v, torch.Tensor) and v.shape == shape and v.ndim > 0]
+    for key in keys:
+        if key not in LINEAR and key not in SQUARED:
+            raise ValueError(
+                f"base keeps {key!r} per entry, and how that moves with the bases is not known; known are "
+                f"{', '.join(LINEAR + SQUARED)}"
+            )
+    return [(key, key in LINEAR) for key in keys]
+
+
+def _copied(state, moved):
+    """The state with its entries in `moved` replaced; others are cloned, since a step counter is updated in place and
+    a step may be taken back."""
+    return {k: moved[k] if k in moved else v.clone() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
 
 
 def pad_state(state, old_shape, new_shape):
-    def grow(tensor):
-        return pad(tensor, new_shape)
-
-    return map_state(state, old_shape, grow, grow)
+    return _copied(state, {key: pad(state[key], new_shape) for key, _ in moving_entries(state, old_shape)})
 
 
-def project_state(state, shape, projections):
-    """State in the coordinates of [U|V]P, from that of [U|V]; `projections` has a P or None per mode."""
+def project_states(moving):
+    """States in the coordinates of [U|V]P, from those of [U|V]; all in one call.
 
-    def linear(tensor):
-        return tk.multi_mode_dot(tensor, projections, transpose=True)
-
-    def squared(tensor):
-        return tk.multi_mode_dot(tensor, [None if p is None else p * p for p in projections], transpose=True)
-
-    return map_state(state, shape, linear, squared)
+    moving: [(state, shape of its core, a P or None per mode)].
+    """
+    places, tensors, matrices, modes = [], [], [], []
+    moved = [{} for _ in moving]
+    for new, (state, shape, projections) in zip(moved, moving):
+        cut = [i for i, p in enumerate(projections) if p is not None]
+        for key, linear in moving_entries(state, shape):
+            if not cut:
+                new[key] = state[key].clone()
+                continue
+            places.append((new, key))
+            tensors.append(state[key])
+            matrices.append([projections[i] if linear else projections[i] ** 2 for i in cut])
+            modes.append(cut)
+    for (new, key), result in zip(places, products(tensors, matrices, modes, transpose=True)):
+        new[key] = result
+    return [_copied(state, new) for new, (state, _, _) in zip(moved, moving)]

@@ -16,12 +16,12 @@ contracted as well and compared with ∇_C L.
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from tdlrt.expansion import Expansion
-from tucker_kernels.library import call, ops
+from tdlrt.transport import cross_grams, pad, products
 
 # Largest ‖known − c found‖ / ‖known‖ taken for rounding.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
@@ -40,14 +40,15 @@ def _probe(size, dtype, device):
 class Comparison:
     """One layer's augmented gradient, and what is known of it twice.
 
-    sides: (from the core, from the factor) for the old rows of all new modes, and for the new rows.
+    gradients: [∇_C L, ∇_{U_1} L, …] as the backward pass of this process left them. sides: (from the core, from the
+    factor) of every new mode, rows of ω's columns.
     """
 
     expansion: Expansion
     gradient: torch.Tensor
     gradients: list
     contraction: object
-    sides: tuple
+    sides: list = field(default_factory=list)
 
     @property
     def tolerance(self):
@@ -61,7 +62,7 @@ class Comparison:
         e.scale = scale
         if abs(scale - 1) > 8 * torch.finfo(self.gradient.dtype).eps:
             self.gradient.mul_(scale)
-        self.gradient[e.known_block] = self.gradients[0]
+            self.gradient[e.known_block] = self.gradients[0]
         return bad
 
     def _compare_cores(self):
@@ -69,8 +70,9 @@ class Comparison:
         # What cancellation in the sums over pixels can explain.
         rounding = 64 * self.contraction.rounding()
         cores = self.contraction.old_gradient(e).flatten(), self.gradients[0].flatten(), rounding
-        found, known = self.sides[1]
-        blocks = torch.cat(found), torch.cat(known), rounding * torch.linalg.vector_norm(e.core)
+        new = [[side[e.core.shape[mode] :].flatten() for side in pair] for mode, pair in zip(e.new_modes, self.sides)]
+        found, known = map(torch.cat, zip(*new))
+        blocks = found, known, rounding * torch.linalg.vector_norm(e.core)
         fits = [_fit(known, found) for found, known, _ in (cores, blocks)]
         scale = min(fits, key=lambda fit: fit[1])[0]
         for found, known, rounding in (cores, blocks):
@@ -89,26 +91,24 @@ def _fit(known, found):
     return scale, float(left)
 
 
-def compare(e, augmented, gradients, contraction):
-    """Sets the known block of `augmented` and multiplies by ω; reads nothing from the device.
-
-    gradients: [∇_C L, ∇_{U_1} L, …] as the backward pass of this process left them.
-    """
-    augmented[e.known_block] = gradients[0]
-    sides = ([], []), ([], [])
-    for mode in e.new_modes:
-        r = e.core.shape[mode]
-        omega = _probe(r, e.core.dtype, e.core.device)
-        block = list(e.known_block)
-        block[mode] = slice(None)
-        thin = call(ops.mode_dot.default, e.core, omega, mode, True)
-        core = call(ops.cross_gram.default, augmented[tuple(block)], thin, mode)
-        thin = call(ops.mode_dot.default, gradients[1 + mode], omega, 1, True)
-        factor = call(ops.cross_gram.default, e.bases[mode], thin, 1)
-        for (found, known), rows in zip(sides, (slice(r), slice(r, None))):
-            found.append(core[rows].flatten())
-            known.append(factor[rows].flatten())
-    return Comparison(e, augmented, gradients, contraction, sides)
+def _multiply(comparisons):
+    """Sets the known blocks and multiplies by ω, all layers in two calls; reads nothing from the device."""
+    for c in comparisons:
+        c.gradient[c.expansion.known_block] = c.gradients[0]
+    places = [(c, mode) for c in comparisons for mode in c.expansion.new_modes]
+    cores = [c.expansion.core for c, _ in places]
+    probes = [[_probe(core.shape[mode], core.dtype, core.device)] for core, (_, mode) in zip(cores, places)]
+    factors = [c.gradients[1 + mode] for c, mode in places]
+    modes = [[mode] for _, mode in places]
+    thin = products(cores + factors, probes + probes, modes + [[1]] * len(places), transpose=True)
+    for i, (c, mode) in enumerate(places):  # zeros take the blocks where other modes are new out of the sum
+        shape = list(c.expansion.shape)
+        shape[mode] = _COLUMNS
+        thin[i] = pad(thin[i], shape)
+    wide = [c.gradient for c, _ in places] + [c.expansion.bases[mode] for c, mode in places]
+    sides = cross_grams(wide, thin, [mode for _, mode in places] + [1] * len(places))
+    for (c, _), *pair in zip(places, sides, sides[len(places) :]):
+        c.sides.append(pair)
 
 
 def settle(comparisons, reducer):
@@ -118,6 +118,7 @@ def settle(comparisons, reducer):
     """
     if not comparisons:
         return
+    _multiply(comparisons)
     flags = [float(c.settle(*read)) for c, read in zip(comparisons, _scales(comparisons))]
     flags = reducer.maximum(torch.tensor(flags, device=comparisons[0].gradient.device)).tolist()
     bad = [c.expansion.name for flag, c in zip(flags, comparisons) if flag]
@@ -131,13 +132,20 @@ def settle(comparisons, reducer):
 
 def _scales(comparisons):
     """For each layer c, and the disagreements of core with factors and of pairs with factors, 1 where rounding ends."""
-    parts = [side for c in comparisons for side in c.sides]
-    lengths = torch.tensor([sum(len(piece) for piece in found) for found, _ in parts])
-    found, known = (torch.cat([piece.double() for part in parts for piece in part[i]]) for i in (0, 1))
-    products = torch.stack([found * found, found * known, known * known], 1)
-    sums = torch.segment_reduce(products, "sum", lengths=lengths.to(products.device), axis=0).view(-1, 2, 3)
+    found, known = (torch.cat([pair[i] for c in comparisons for pair in c.sides]).double() for i in (0, 1))
+    rows = [
+        n
+        for c in comparisons
+        for i in c.expansion.new_modes
+        for r in (c.expansion.core.shape[i],)
+        for n in (r, c.expansion.shape[i] - r)
+    ]  # old ones and new ones
+    sums = torch.stack([found * found, found * known, known * known], 1).sum(2)
+    sums = iter(torch.segment_reduce(sums, "sum", lengths=torch.tensor(rows, device=sums.device), axis=0).tolist())
     scales = []
-    for c, ((ff, fk, kk), (new_ff, new_fk, new_kk)) in zip(comparisons, sums.tolist()):
+    for c in comparisons:
+        parts = [(next(sums), next(sums)) for _ in c.sides]
+        (ff, fk, kk), (new_ff, new_fk, new_kk) = (map(sum, zip(*side)) for side in zip(*parts))
         scale = new_fk / new_ff if new_ff > 0 else 1.0
         left = ff - 2 * fk + kk, scale * scale * new_ff - 2 * scale * new_fk + new_kk
         scales.append((scale, [_root(d, size) / c.tolerance for d, size in zip(left, (kk, new_kk))]))

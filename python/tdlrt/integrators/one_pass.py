@@ -7,7 +7,7 @@ The augmented core gradient is a contraction of the kept pairs (input, grad_outp
 import torch
 
 from tdlrt.expansion import enter, expand
-from tdlrt.integrators.agreement import compare, settle
+from tdlrt.integrators.agreement import Comparison, settle
 from tdlrt.integrators.checks import refuse_nonfinite
 
 
@@ -56,12 +56,14 @@ def _contracted(optimizer, layers, local, contract):
     for e in expansions:
         if e.grew:
             contraction = done[e.name] or optimizer.capture.pairs(e.name, e.layer)
-            comparisons.append(compare(e, contract(e, contraction), local[e.name], contraction))
+            comparisons.append(Comparison(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
     for c in comparisons:
         e = c.expansion
         optimizer.capture.remember_scale(e.layer, e.scale)
-        e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
+        if done[e.name] is not None:  # gradients may have been scaled since the backward pass
+            e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
+            e.ahead.clear()
     return expansions, [(c.expansion, c.gradient) for c in comparisons]
 
 
