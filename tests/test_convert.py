@@ -52,6 +52,28 @@ def test_what_is_replaced_and_what_is_reported(caplog):
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
+def test_a_tolerance_leaves_dense_what_would_not_become_smaller(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 24), nn.Linear(24, 16), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3, groups=2)))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(16, 2) @ torch.randn(2, 24))
+    with caplog.at_level(logging.INFO, logger="tdlrt"):
+        small = tdlrt.tuckerize(copy.deepcopy(model), tol=1e-3)
+    assert kinds(small) == {"1"}
+    assert small[1].ranks == (2, 2)
+    assert "left dense: 0 (its Tucker form at tol=0.001 has 896 numbers, its weight 384)" in caplog.messages
+    assert any(message.startswith("left dense: 3 ") for message in caplog.messages)
+    assert tdlrt.compression(small).compression > 0
+    assert kinds(tdlrt.tuckerize(copy.deepcopy(model), tol=1e-3, keep_larger=True)) == {
+        *("0", "1", "2"),
+        *("3.groups.0", "3.groups.1"),
+    }
+    assert kinds(tdlrt.tuckerize(copy.deepcopy(model))) == kinds(tdlrt.tuckerize(copy.deepcopy(model), ranks=30))
+    caplog.clear()
+    assert not kinds(tdlrt.tuckerize(nn.Sequential(nn.Linear(16, 16)), tol=0.0))
+    assert "no layer would become smaller" in caplog.text
+
+
 def test_wide_groups_get_a_tucker_weight_each():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(16, 24, 3, groups=2), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=4)).double()

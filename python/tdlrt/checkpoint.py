@@ -19,7 +19,7 @@ except ImportError:  # Windows
 import torch
 
 from tdlrt import models
-from tdlrt.convert import tuckerize
+from tdlrt.convert import plan, tuckerize
 
 FORMAT = "tdlrt checkpoint"
 VERSION = 1
@@ -153,7 +153,9 @@ def network(contents):
     model = models.build(own["name"], own["image_shape"], own["classes"], own["mean"], own["std"])
     model = model.to(getattr(torch, config["dtype"]))
     if not config["dense"]:
-        # Rank 1 is cheap to build; loading resizes every layer to the ranks in the state dict.
-        tuckerize(model, ranks=1, modes=config["modes"])
+        # Rank 1 is cheap to build; loading resizes every layer to the ranks in the state dict. `compress` leaves dense
+        # what it cannot make smaller.
+        dense = [d.name for d in plan(model) if d.reason is None and f"{d.name}.weight" in contents["model"]]
+        tuckerize(model, ranks=1, modes=config["modes"], skip=dense)
     model.load_state_dict(contents["model"])
     return model.eval()

@@ -139,9 +139,9 @@ def train_command(
         else:
             config = _config(given, data)
             dataset = _load(config.data, config.data_dir)
-            if first:
-                _make_room(out, overwrite)
+            found = _found(out, overwrite) if first else []
             run = _checked(train.Run, config, dataset, out)
+            _delete(found)
         return _train(run, quiet or not first, checkpoint_every)
 
 
@@ -176,15 +176,20 @@ def _option_of(message):
     return "--" + message.split(maxsplit=1)[0].replace("_", "-")
 
 
-def _make_room(out, overwrite):
-    found = [name for name in train.FILES if (out / name).exists()]
+def _found(out, overwrite):
+    """The files of a run that is in this folder; they are deleted once nothing can be refused any more."""
+    found = [out / name for name in train.FILES if (out / name).exists()]
     if found and not overwrite:
         raise typer.BadParameter(
             f"{out} holds a run; continue it with --resume, replace it with --overwrite, or name another folder.",
             param_hint="--out",
         )
-    for name in found:
-        (out / name).unlink()
+    return found
+
+
+def _delete(files):
+    for file in files:
+        file.unlink()
 
 
 # What may differ when a run is continued.
@@ -273,6 +278,7 @@ def _report(run):
 
 @app.command()
 def compress(
+    context: typer.Context,
     file: CheckpointArgument,
     out: Annotated[Path, option("Folder for the new run.", RUN, metavar="DIR")],
     tol: Annotated[
@@ -296,9 +302,11 @@ def compress(
 ):
     """Factorise a network trained with --dense, and measure it before and after.
 
-    Writes a run into --out; `tdlrt train --resume` fine-tunes it at the ranks found.
+    Layers whose Tucker form would be no smaller at --tol stay dense. Writes a run into --out; `tdlrt train --resume`
+    fine-tunes it at the ranks found.
     """
-    if tol is not None and rank is not None:
+    by_rank = _was_given(context, "rank")  # which is None for "full"
+    if tol is not None and by_rank:
         raise typer.BadParameter("cannot be combined with --tol.", param_hint="--rank")
     contents = checkpoint.load(file)
     config = contents["config"]
@@ -306,14 +314,19 @@ def compress(
         raise checkpoint.CheckpointError(f"{file} is factorised already; compress takes a run of `tdlrt train --dense`")
     dataset = _load(config["data"], _plain(data_dir) or config["data_dir"])
     with checkpoint.hold(out):
-        _make_room(out, overwrite)
-        if tol is None and rank is None:
+        found = _found(out, overwrite)
+        if tol is None and not by_rank:
             tol = 0.3
-        run, before, after = train.compress(contents, dataset, out, tol, rank, modes, epochs)
+        run, before, kept = _checked(train.compress, contents, dataset, out, tol, rank, modes, epochs)
+        _delete(found)
+        run.save()
+        run.write_results()
+        after = run.summary()["test_accuracy"]
     console.print(display.layer_table(display.describe(run.model), title=None))
+    if kept:
+        console.print(f"Left dense, because they would not become smaller: {', '.join(kept)}.", highlight=False)
     if run.sizes()["compression"] < 0:
-        advice = f"a larger --tol than {tol}" if rank is None else "a smaller --rank"
-        console.print(f"It became larger than the dense network: take {advice}.", style="bold", highlight=False)
+        console.print("It became larger than the dense network: take a smaller --rank.", style="bold", highlight=False)
     console.print(
         f"test accuracy {display.percent(before)} before, [bold]{display.percent(after)}[/] after\n"
         f"Fine-tune with: tdlrt train --resume --out {shlex.quote(str(out))}",

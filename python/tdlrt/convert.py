@@ -18,6 +18,7 @@ from tdlrt.layers import (
     TuckerLinear,
 )
 from tdlrt.reduction import ignore_in_ddp
+from tdlrt.summary import layer_parameters, tucker_layers
 
 log = logging.getLogger("tdlrt")
 
@@ -95,7 +96,17 @@ def tucker_class(layer):
     return TuckerGroupedConv if getattr(layer, "groups", 1) > 1 else TUCKER_CLASS[type(layer)]
 
 
-def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_features=8, method="hosvd", embeddings=False):
+def tuckerize(
+    model,
+    ranks=None,
+    tol=None,
+    modes="channels",
+    skip=(),
+    min_features=8,
+    method="hosvd",
+    embeddings=False,
+    keep_larger=False,
+):
     """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
 
     A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`).
@@ -105,39 +116,55 @@ def tuckerize(model, ranks=None, tol=None, modes="channels", skip=(), min_featur
         ranks: a fraction of each mode's size (float), a cap for every mode (int), a tuple, or a dict from layer name
             (patterns as in `fnmatch` allowed) to one of these; layers a dict does not name keep full rank.
         tol: instead of `ranks`, the relative error each weight may have. With neither, ranks are full.
+        keep_larger: with `tol`, a layer whose core and factors would hold no fewer numbers than its weight stays dense;
+            True replaces it all the same. `ranks` are always taken as given.
         modes: "channels" (a factor on output and input channels) or "all" (on the window too).
         skip: names or patterns of layers to leave dense.
         min_features: layers whose smaller side (of C_out, C_in; of each group) is below it stay dense; 0 for none.
         method: "hosvd", or "hooi" for weights a little nearer to the dense ones at the same ranks.
         embeddings: whether `nn.Embedding`s are replaced too (`TuckerEmbedding`).
 
-    What stays dense is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
+    What stays dense is logged at level INFO with the reason; `tdlrt.plan` lists those that no `ranks` or `tol` changes.
     """
     if ranks is not None and tol is not None:
         raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
 
     def factorised(layer, ranks):
-        return tucker_class(layer).from_dense(layer, ranks=ranks, tol=tol, modes=modes, method=method)
+        new = tucker_class(layer).from_dense(layer, ranks=ranks, tol=tol, modes=modes, method=method)
+        size = sum(layer_parameters(part) for part in tucker_layers(new).values())
+        if tol is not None and not keep_larger and size >= layer.weight.numel():
+            return f"its Tucker form at tol={tol} has {size} numbers, its weight {layer.weight.numel()}"
+        return new
 
     return prepare_ddp(replace_eligible(model, factorised, ranks, skip, min_features, embeddings))
 
 
 def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
-    """The model with `make(layer, its ranks)` in the place of every eligible layer; what stays dense is logged."""
+    """The model with `make(layer, its ranks)` in the place of every eligible layer; what stays dense is logged.
+
+    make: returns the new layer, or a text that says why this one stays.
+    """
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
     decisions = plan(model, skip, min_features, embeddings)
     if isinstance(ranks, dict):
         _check_names("ranks", ranks, decisions)
     _check_names("skip", skip, decisions)
-    replaced = {}
+    replaced, seen = {}, set()
     for name, layer, reason in ((d.name, d.layer, d.reason) for d in decisions):
+        if reason is None and layer not in seen:
+            seen.add(layer)
+            new = make(layer, _for_name(ranks, name) if isinstance(ranks, dict) else ranks)
+            if isinstance(new, nn.Module):
+                replaced[layer] = new
+            else:
+                reason = new
         if reason is not None:
             log.info("left dense: %s (%s)", name or "the model itself", reason)
-        elif layer not in replaced:
-            replaced[layer] = make(layer, _for_name(ranks, name) if isinstance(ranks, dict) else ranks)
-    if not replaced:
+    if not seen:
         log.warning("no layer is eligible, so the model stays as it is; tdlrt.plan(model) lists the reasons")
+    elif not replaced:
+        log.warning("no layer would become smaller, so the model stays as it is; the log at level INFO lists the sizes")
     return replace_modules(model, replaced)
 
 

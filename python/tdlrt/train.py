@@ -17,7 +17,7 @@ from torch import nn
 
 import tucker_kernels
 from tdlrt import checkpoint, models, plots, processes
-from tdlrt.convert import tuckerize
+from tdlrt.convert import plan, tuckerize
 from tdlrt.optimizer import TDLRT
 from tdlrt.summary import compression, ranks, tucker_layers
 
@@ -328,18 +328,23 @@ class Run:
 def compress(contents, dataset, out, tol, rank, modes, epochs=None):
     """Factorises the dense network of a checkpoint into a new run at `out`, whose ranks stay as they are.
 
-    Returns the run and the test accuracies before and after.
+    Returns the run, of which nothing is written yet; the test accuracy before; and the names of the layers that would
+    not become smaller at `tol` and so stayed dense. Raises ValueError when that is every one.
     """
     config = Config(**contents["config"])
     model = checkpoint.network(contents)
     dtype = getattr(torch, config.dtype)
     before = evaluate(model, dataset, dtype)[1]
+    eligible = [d for d in plan(model) if d.reason is None]
     tuckerize(model, ranks=rank, tol=tol, modes=modes)
+    kept = [d.name for d in eligible if model.get_submodule(d.name) is d.layer]
+    if len(kept) == len(eligible):
+        raise ValueError(
+            f"tol is {tol}, at which no Tucker form is smaller than its weight; take a larger one, or ranks"
+        )
     changes = {"dense": False, "rank": rank, "tol": None, "modes": modes, "epochs": epochs or config.epochs}
     run = Run(replace(config, **changes), dataset, out, model)
-    run.save()
-    run.write_results()
-    return run, before, run.summary()["test_accuracy"]
+    return run, before, kept
 
 
 def new_network(config, dataset):
