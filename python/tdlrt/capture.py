@@ -5,6 +5,9 @@ several times, or over several micro-batches, contributes one pair per call, and
 
 Pairs are kept until the optimiser steps ("deferred"), which orthogonalises all layers in one call; or a layer's are
 contracted inside the backward pass as soon as its factors have their gradients, and freed ("inline").
+
+Pairs count once the core has accumulated a gradient in the same backward pass: `torch.autograd.grad` (an adversarial
+example, a saliency map) leaves none. They are forgotten with that gradient, whoever sets it to None.
 """
 
 import weakref
@@ -24,6 +27,7 @@ class Capture:
 
     def __init__(self, layers, optimizer, inline=False):
         self._pairs = {layer: [] for layer in layers.values()}
+        self._pending = {layer: [] for layer in layers.values()}  # until the core accumulates
         self._contracted = {}
         self._missing = {}
         self._scales = {}
@@ -31,24 +35,40 @@ class Capture:
         self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
             layer.register_forward_hook(_Recorder(own))
+            _watch(layer, own)
             if inline:
                 for parameter in _trained(layer):
                     parameter.register_post_accumulate_grad_hook(_Arrival(own, name, layer))
 
     def clear(self):
-        self._contracted.clear()
+        for layer in self._pairs:
+            self._forget(layer)
+            self._pending[layer].clear()
         self._missing.clear()
-        for pairs in self._pairs.values():
-            pairs.clear()
+
+    def _forget(self, layer):
+        """Drops what counted: the gradient it belongs to is gone."""
+        self._contracted.pop(layer, None)
+        self._pairs[layer].clear()
 
     def _keep(self, layer, input, version, grad_output):
-        self._pairs[layer].append((input, version, grad_output.detach()))
+        self._pending[layer].append((_backward_pass(), (input, version, grad_output.detach())))
+
+    def _accumulated(self, layer):
+        """The core has the gradient of this backward pass, so its pairs count."""
+        now, pending = _backward_pass(), self._pending[layer]
+        self._pairs[layer] += [pair for own, pair in pending if own == now]
+        self._pending[layer] = [(own, pair) for own, pair in pending if own != now]
 
     def _arrived(self, name, layer, parameter):
         """Contracts the layer's pairs once every parameter of its weight has its gradient."""
-        if not self._pairs[layer]:
+        if not self.kept(layer):
             return
-        missing = self._missing.setdefault(layer, set(_trained(layer)))
+        now = _backward_pass()
+        own, missing = self._missing.get(layer, (None, None))
+        if own != now:
+            missing = set(_trained(layer))
+            self._missing[layer] = now, missing
         missing.discard(parameter)
         if not missing:
             del self._missing[layer]
@@ -72,7 +92,7 @@ class Capture:
 
     def kept(self, layer):
         """How many calls of the layer are kept."""
-        return len(self._pairs[layer])
+        return len(self._pairs[layer]) + len(self._pending[layer])
 
     def remember_scale(self, layer, scale):
         """What gradients were multiplied by after the last backward pass, likely to be so again (loss scaling): a new
@@ -165,6 +185,30 @@ def _can_grow(layer):
     return layer.train_bases and any(
         f is not None and f.requires_grad and f.shape[1] < f.shape[0] for f in layer.factors
     )
+
+
+def _backward_pass():
+    """A number of the backward pass that is running."""
+    return torch._C._current_graph_task_id()
+
+
+def _watch(layer, capture):
+    """Tells the capture when the core is about to accumulate a first gradient, and when it has accumulated one."""
+    core, layer = layer.core, weakref.ref(layer)
+
+    def before(gradient):
+        if capture() is not None and layer().core.grad is None:
+            capture()._forget(layer())
+
+    def after(core):
+        if capture() is not None:
+            capture()._accumulated(layer())
+
+    trained = core.requires_grad
+    core.requires_grad_()  # a frozen core, which may be trained later, would refuse hooks
+    core.register_hook(before)
+    core.register_post_accumulate_grad_hook(after)
+    core.requires_grad_(trained)
 
 
 class _Arrival:
