@@ -3,10 +3,12 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import tdlrt
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 
 class Mixed(nn.Module):
@@ -234,3 +236,112 @@ def test_multiply_adds_of_window_factors_are_those_of_the_absorbed_core():
     assert tdlrt.compression(layer).multiply_adds == 32 * 4 + 16 * 4 + 4 * 4 * 9
     linear = tdlrt.TuckerLinear(24, 16, ranks=3)
     assert tdlrt.compression(linear).multiply_adds == 24 * 3 + 9 + 16 * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda layer: nn.utils.parametrizations.weight_norm(layer), "its weight is parametrized"),
+        (lambda layer: nn.utils.weight_norm(layer), "weight_g, weight_v"),
+        (lambda layer: nn.utils.spectral_norm(layer), "weight_orig"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "weight_mask"),
+        (lambda layer: layer.register_buffer("scale", torch.ones(1)), "scale"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_a_weight_that_is_made_of_others_stays_dense(change, reason):
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    change(model[0])
+    kind, x = type(model[0]), torch.randn(2, 8, 6, 6)
+    y = model[0](x)
+    assert reason in tdlrt.plan(model)[0].reason
+    tdlrt.tuckerize(model, ranks=0.5)
+    assert type(model[0]) is kind
+    assert torch.equal(model[0](x), y)
+    assert isinstance(model[2], tdlrt.TuckerConv2d)
+
+
+def test_a_lazy_layer_says_that_it_wants_a_forward_pass():
+    model = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(10))
+    assert all("run the model once" in d.reason for d in tdlrt.plan(model))
+    model(torch.randn(2, 8, 5, 5))
+    assert all(d.reason is None for d in tdlrt.plan(model))
+
+
+@pytest.mark.parametrize("there", [lambda m: tdlrt.tuckerize(m, ranks=4), lambda m: tdlrt.adapt(m, ranks=4)])
+@pytest.mark.parametrize("back", [tdlrt.to_dense, tdlrt.to_sequential, tdlrt.merge, lambda m: m])
+def test_hooks_of_users_go_along_and_their_handles_work(there, back):
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3)), []
+    handles = [
+        model[2].register_forward_pre_hook(lambda module, args: seen.append("pre")),
+        model[2].register_forward_hook(lambda module, args, kwargs, output: seen.append("post"), with_kwargs=True),
+        model[2].register_full_backward_hook(lambda module, grad_input, grad_output: seen.append("backward")),
+    ]
+    there(model)
+    tdlrt.TDLRT(model, lr=0.1)  # its own hooks stay behind
+    moved = back(model)
+    assert moved[2](torch.randn(2, 16, 5, 5, requires_grad=True)).sum().backward() is None
+    assert seen == ["pre", "post", "backward"]
+    if back is tdlrt.to_sequential:
+        assert len(moved[0]._forward_hooks) == 0
+    if moved is model:
+        for handle in handles:
+            handle.remove()
+        model[2](torch.randn(2, 16, 5, 5, requires_grad=True)).sum().backward()
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize("back", [tdlrt.to_dense, tdlrt.to_sequential, lambda m: m])
+@pytest.mark.filterwarnings("ignore:.*nested tensors.*prototype")
+@pytest.mark.parametrize("masked", [False, True])
+def test_transformer_encoders_infer_by_their_fast_path_or_leave_it(back, masked):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = tdlrt.tuckerize(nn.TransformerEncoder(layer, 2), ranks=0.5)
+    x = torch.randn(3, 5, 16)
+    options = {"src_key_padding_mask": torch.arange(5) >= torch.tensor([[5], [4], [2]])} if masked else {}
+    kept = ~options.get("src_key_padding_mask", torch.zeros(3, 5, dtype=torch.bool))
+    model.eval()
+    expected = model(x, **options)  # with gradients: no fast path
+    assert isinstance(model.layers[1].linear1, tdlrt.TuckerLinear)
+    with torch.no_grad():
+        result = back(model)(x, **options)
+    assert torch.allclose(result[kept], expected[kept], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_factorised_for_inference(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(144, 12))
+    x = torch.randn(2, 8, 5, 5)
+    y = model(x).float()
+    half = tdlrt.tuckerize(model.to(dtype))
+    assert half[0].core.dtype == half[2].factors[0].dtype == dtype
+    assert torch.allclose(half(x.to(dtype)).float(), y, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"min_features": -1}, ValueError, "min_features is -1"),
+        ({"min_features": "8"}, ValueError, "min_features is '8'"),
+        ({"modes": 2}, ValueError, "modes is 2; allowed"),
+        ({"ranks": True}, ValueError, "ranks is True; allowed"),
+        ({"ranks": "4"}, ValueError, "ranks is '4'; allowed"),
+    ],
+)
+def test_bad_arguments_are_named(options, error, words):
+    with pytest.raises(error, match=words):
+        tdlrt.tuckerize(nn.Sequential(nn.Linear(16, 16)), **options)
+
+
+@pytest.mark.parametrize("function", [tdlrt.ranks, tdlrt.compression, tdlrt.to_dense, tdlrt.to_sequential, tdlrt.merge])
+def test_what_is_no_module_is_refused(function):
+    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got list"):
+        function([nn.Linear(8, 8)])
+
+
+def test_numpy_numbers_are_ranks():
+    for given, expected in ((np.int64(3), 3), (np.float32(0.25), 4)):
+        assert tdlrt.TuckerLinear(16, 16, ranks=given).ranks == (expected, expected)

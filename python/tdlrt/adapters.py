@@ -10,7 +10,7 @@ import torch
 
 from tdlrt.convert import prepare_ddp, replace_eligible, replace_modules, tucker_class
 from tdlrt.layers import TuckerAdapter
-from tdlrt.summary import tucker_layers
+from tdlrt.summary import check_module, tucker_layers
 
 
 def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
@@ -50,6 +50,7 @@ def merge(model):
 
     Exact to one rounding per weight. `tdlrt.to_dense(model)` does it in a copy.
     """
+    check_module(model)
     adapters = {m: m.merge() for m in model.modules() if isinstance(m, TuckerAdapter)}
     return replace_modules(model, adapters)
 

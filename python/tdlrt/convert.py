@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tdlrt.capture import drop_recorders
 from tdlrt.layers import (
     TuckerAdapter,
     TuckerConv1d,
@@ -18,7 +19,7 @@ from tdlrt.layers import (
     TuckerLinear,
 )
 from tdlrt.reduction import ignore_in_ddp
-from tdlrt.summary import layer_parameters, tucker_layers
+from tdlrt.summary import check_module, layer_parameters, tucker_layers
 
 log = logging.getLogger("tdlrt")
 
@@ -30,6 +31,11 @@ _LEFT_DENSE = {
     nn.modules.conv._ConvTransposeNd: "transposed convolutions have no Tucker form here",
     nn.Bilinear: "bilinear layers have no Tucker form here",
 }
+# Where a module keeps its forward and backward hooks.
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks"),
+    *("_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,7 @@ def plan(model, skip=(), min_features=8, embeddings=False):
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     kinds = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
     decisions, blocked, owners = [], [], {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -73,10 +78,17 @@ def plan(model, skip=(), min_features=8, embeddings=False):
 
 
 def _why_dense(name, layer, kinds, skip, min_features):
+    if isinstance(layer, nn.modules.lazy.LazyModuleMixin):
+        return "a lazy layer has no weight before its first forward pass; run the model once"
+    if nn.utils.parametrize.is_parametrized(layer):
+        return f"its {' and '.join(layer.parametrizations)} is parametrized"
     if type(layer) not in kinds:
         return f"{type(layer).__name__} is a subclass that may compute something else"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
         return "named in skip"
+    own = [name for name in (*layer._parameters, *layer._buffers) if name not in ("weight", "bias")]
+    if own:
+        return f"it has {', '.join(own)} beside its weight, as pruning and weight or spectral normalisation do"
     if isinstance(layer, nn.Embedding) and TuckerEmbedding.why_not(layer) is not None:
         return f"embedding with {TuckerEmbedding.why_not(layer)}"
     groups = getattr(layer, "groups", 1)
@@ -109,7 +121,8 @@ def tuckerize(
 ):
     """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
 
-    A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`).
+    A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`). Forward and backward hooks of a layer go
+    along to the new one; a layer whose weight is made from others (weight normalisation, pruning) stays dense.
 
     Args:
         model: changed in place and returned (a model that is itself one layer is returned as a new one).
@@ -146,6 +159,8 @@ def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
     """
     if isinstance(skip, str):
         raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
+    if isinstance(min_features, bool) or not isinstance(min_features, int) or min_features < 0:
+        raise ValueError(f"min_features is {min_features!r}; allowed are integers from 0 on")
     decisions = plan(model, skip, min_features, embeddings)
     if isinstance(ranks, dict):
         _check_names("ranks", ranks, decisions)
@@ -197,7 +212,13 @@ def _for_name(ranks, name):
 
 
 def replace_modules(model, replaced):
-    """The model with every module that is a key of `replaced` exchanged for its value, wherever it is used."""
+    """The model with every module that is a key of `replaced` exchanged for its value, wherever it is used.
+
+    Forward and backward hooks go along.
+    """
+    for old, new in replaced.items():
+        for hooks in _HOOKS:  # the very dictionaries, from which the handles that users hold remove their hooks
+            vars(old)[hooks], vars(new)[hooks] = vars(new)[hooks], vars(old)[hooks]
     if model in replaced:
         return replaced[model]
     for module in list(model.modules()):
@@ -215,16 +236,30 @@ def to_dense(model):
 def to_sequential(model):
     """A copy of the model with every Tucker layer replaced by a chain of plain `nn.Conv*`/`nn.Linear` layers.
 
-    Adapters are merged: a sum is no chain.
+    Adapters are merged: a sum is no chain. `nn.TransformerEncoderLayer`s leave their inference fast path, which reads
+    the weight of one dense layer.
     """
-    return _convert(model, lambda layer: layer.to_sequential())
+    return _keep_off_fast_path(_convert(model, lambda layer: layer.to_sequential()))
+
+
+def _keep_off_fast_path(model):
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            if any(isinstance(layer, nn.Sequential) for layer in (module.linear1, module.linear2)):
+                module.activation_relu_or_gelu = 0  # what torch asks before it takes that path
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    return model
 
 
 def _convert(model, function):
+    check_module(model)
     model = copy.deepcopy(model)
     adapters = {m: m.merge() for m in model.modules() if isinstance(m, TuckerAdapter)}
     model = replace_modules(model, adapters)
     groups = {m for m in model.modules() if isinstance(m, TuckerGroupedConv)}
     inner = {layer for m in groups for layer in m.groups}
     layers = groups | {m for m in model.modules() if isinstance(m, TuckerLayer) and m not in inner}
+    for layer in layers:
+        drop_recorders(layer)
     return replace_modules(model, {layer: function(layer) for layer in layers})

@@ -35,8 +35,14 @@ class Compression:
         return 1 - self.factorised_parameters / max(self.factorised_dense_parameters, 1)
 
 
+def check_module(model):
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
 def tucker_layers(model):
     """The Tucker layers of a model by name."""
+    check_module(model)
     return {name: m for name, m in model.named_modules() if isinstance(m, TuckerLayer)}
 
 

@@ -1,6 +1,7 @@
 """What Tucker layers share: parameters of changing size, ranks, and the way from and to dense weights."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ class TuckerLayer(nn.Module):
         """
         for factor in self.factors:
             if factor is not None:
-                nn.init.orthogonal_(factor)
+                full = torch.promote_types(factor.dtype, torch.float32)  # half precision has no QR
+                factor.copy_(nn.init.orthogonal_(torch.empty_like(factor, dtype=full)))
         norm = math.sqrt(math.prod(self.weight_shape) / (3 * self.fan_in))
         self.core.normal_()
         self.core.mul_(norm / torch.linalg.vector_norm(self.core))
@@ -209,7 +211,7 @@ def factorised_modes(modes, ndim):
         return (0, 1)
     if modes == "all":
         return tuple(range(ndim))
-    if isinstance(modes, str) or not all(isinstance(m, int) and 0 <= m < ndim for m in modes):
+    if not isinstance(modes, (tuple, list, set, range)) or not all(isinstance(m, int) and 0 <= m < ndim for m in modes):
         raise ValueError(f"modes is {modes!r}; allowed are 'channels', 'all' or mode numbers from 0 to {ndim - 1}")
     return tuple(sorted(set(modes)))
 
@@ -219,22 +221,22 @@ def mode_ranks(ranks, shape, modes):
 
     Only factorised modes are reduced. A rank never exceeds the product of the others.
     """
-    if isinstance(ranks, float):
-        if not 0 < ranks <= 1:
-            raise ValueError(f"ranks is {ranks}; a fraction must lie in (0, 1]")
-        wanted = [max(1, round(ranks * n)) for n in shape]
-    elif isinstance(ranks, int) and not isinstance(ranks, bool):
+    if isinstance(ranks, Integral) and not isinstance(ranks, bool):  # numpy's too
         if ranks < 1:
             raise ValueError(f"ranks is {ranks}; an integer must be at least 1")
-        wanted = [ranks] * len(shape)
+        wanted = [int(ranks)] * len(shape)
+    elif isinstance(ranks, Real) and not isinstance(ranks, bool):
+        if not 0 < ranks <= 1:
+            raise ValueError(f"ranks is {ranks}; a fraction must lie in (0, 1]")
+        wanted = [max(1, round(float(ranks) * n)) for n in shape]
     elif ranks is None:
         wanted = list(shape)
     else:
-        wanted = list(ranks)
+        wanted = list(ranks) if isinstance(ranks, (tuple, list)) else []
         if len(wanted) == len(modes) < len(shape):
             given = dict(zip(modes, wanted))
             wanted = [given.get(i, n) for i, n in enumerate(shape)]
-        if len(wanted) != len(shape) or not all(isinstance(r, int) and r >= 1 for r in wanted):
+        if len(wanted) != len(shape) or not all(isinstance(r, Integral) and r >= 1 for r in wanted):
             raise ValueError(
                 f"ranks is {ranks!r}; allowed are a fraction in (0, 1], an integer, or one positive integer per mode "
                 f"({len(shape)}) or per factorised mode ({len(modes)})"
