@@ -225,6 +225,13 @@ tk_rotation_problem rotation(const GivenRotation& given) {
   return {pointer(basis), pointer(matrix), pointer(rotated), n, size, rank, row};
 }
 
+// (tensor, right_side, solution, outer, n, inner, rows)
+using GivenGramSolve = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+tk_gram_solve_problem gram_solve(const GivenGramSolve& given) {
+  const auto& [tensor, right_side, solution, outer, n, inner, rows] = given;
+  return {pointer(tensor), pointer(right_side), pointer(solution), outer, n, inner, rows};
+}
+
 // (matrix, q, r, m, n)
 using GivenQR = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
 tk_qr qr(const GivenQR& given) {
@@ -258,4 +265,5 @@ void bind_cuda(py::module_& m) {
   bind(m, "batched_qr", qr, tk::batched_qr_plan, TK_CALL(tk_batched_qr_cuda));
   bind(m, "batched_svd", svd, tk::batched_svd_plan, TK_CALL(tk_batched_svd_cuda));
   bind(m, "rotate_bases", rotation, tk::rotate_bases_plan, TK_CALL(tk_rotate_bases_cuda));
+  bind(m, "gram_solve", gram_solve, tk::gram_solve_plan, TK_CALL(tk_gram_solve_cuda));
 }

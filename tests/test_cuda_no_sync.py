@@ -41,6 +41,7 @@ CALLS = {
         tensors((4, 3), (5,)), [1, 1, 1], [0.1, -1.0], [1] * 3, [2] * 3, False
     ),
     "rotate_bases": lambda: cuda.rotate_bases(tensors((9, 4)), tensors((4, 2))),
+    "gram_solve": lambda: cuda.gram_solve(tensors((4, 5, 3), (7, 2)), [1, 0], tensors((2, 5), (9, 7))),
     "batched_qr": lambda: cuda.batched_qr(tensors((9, 3), (3, 9))),
     "batched_svd": lambda: cuda.batched_svd(tensors((9, 3), (3, 9))),
 }

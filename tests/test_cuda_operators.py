@@ -10,11 +10,12 @@ import math
 import pytest
 import tdlrt
 import test_batched_svd
+import test_gram_solve
 import test_hosvd_truncate
 import test_rotate_bases as test_rotate_bases_elsewhere
 import test_tangent_basis
 import torch
-from matrix_families import cores, gaussian, matrices, orthonormal, tangent_problems
+from matrix_families import cores, gaussian, geometric, matrices, orthonormal, tangent_problems
 from tolerances import TOLERANCES, assert_close
 
 import tucker_kernels as tk
@@ -235,6 +236,75 @@ def test_rotations_where_they_lie_and_what_is_not_finite(device):
     assert torch.equal(plain, leading)
     basis[3, 2] = math.nan
     assert tk.rotate_bases([basis], [rotation])[0].isnan().any()
+
+
+# ---- division by Gram matrices ------------------------------------------------------------------------------
+
+
+def gram_problems(dtype):
+    """name → (C, mode, B): sides that C can and cannot explain, whatever its condition and rank."""
+    shapes = {"convolution": ((20, 33, 3, 3), 1), "first": ((70, 12, 2), 0), "last": ((5, 40, 9), 2)}
+    tensors = {name: (gaussian(*shape, seed=i), mode) for i, (name, (shape, mode)) in enumerate(shapes.items())}
+    for exponent in (2, 4, 6, 8):
+        tensors[f"condition 1e-{exponent}"] = geometric(30, 66, 10.0**-exponent, exponent), 0
+    padded = torch.zeros(24, 20, dtype=torch.float64)
+    padded[:17, :11] = gaussian(17, 11, seed=11)
+    tensors |= {
+        "deficient": (gaussian(40, 6, seed=12) @ gaussian(6, 50, seed=13), 0),
+        "more columns than fibres": (gaussian(3, 40, seed=14), 1),
+        "inactive padding": (padded, 0),
+        "inactive padding, other mode": (padded, 1),
+        "flat": (orthonormal(33, 33, 15), 1),
+        "tiny": (1e-15 * gaussian(9, 8, seed=16), 0),
+        "one": (gaussian(1, seed=17), 0),
+    }
+    found = {}
+    for i, (name, (C, mode)) in enumerate(tensors.items()):
+        M = test_gram_solve.unfold(C, mode)
+        found[f"{name}, any side"] = C, mode, gaussian(7, len(M), seed=100 + i)
+        found[f"{name}, explained side"] = C, mode, gaussian(70, M.shape[1], seed=200 + i) @ M.T
+    return {name: (C.to(dtype), mode, B.to(dtype)) for name, (C, mode, B) in found.items()}
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_gram_solve_on_all_families_in_one_call(dtype, device):
+    problems = gram_problems(dtype)
+    tensors, modes, sides = zip(*problems.values())
+    found = tk.gram_solve([C.to(device) for C in tensors], list(modes), [B.to(device) for B in sides])
+    for (name, (C, mode, B)), X in zip(problems.items(), found):
+        try:
+            test_gram_solve.check(C, mode, B, X.cpu())
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("dtype", FULL, ids=str)
+def test_gram_solve_leaves_inactive_parts_zero_and_company_changes_no_bit(dtype, device):
+    problems = gram_problems(dtype)
+    C, mode, B = problems["inactive padding, explained side"]
+    assert not B[:, 17:].any()
+    tensors, modes, sides = zip(*problems.values())
+    together = tk.gram_solve([C.to(device) for C in tensors], list(modes), [B.to(device) for B in sides])
+    X = together[list(problems).index("inactive padding, explained side")]
+    assert not X[:, 17:].any()
+    assert torch.equal(tk.gram_solve([C.to(device)], [mode], [B.to(device)])[0], X)
+    (small,) = tk.gram_solve([C[:17, :11].contiguous().to(device)], [0], [B[:, :17].contiguous().to(device)])
+    assert_close(small.cpu(), X[:, :17].double().cpu(), "factorisation", scale=10 * float(X.abs().max()))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_gram_solve_of_zero_and_of_what_is_not_finite(bad, device):
+    good, side = gaussian(6, 9).float(), gaussian(3, 6, seed=1).float()
+    spoilt, spoilt_side = good.clone(), side.clone()
+    spoilt[2, 3] = spoilt_side[1, 4] = bad
+    tensors, sides = [good, torch.zeros(6, 9), spoilt, good, good[:, :0]], [side, side, side, spoilt_side, side]
+    found = tk.gram_solve([C.to(device) for C in tensors], [0] * 5, [B.to(device) for B in sides])
+    test_gram_solve.check(good, 0, side, found[0].cpu())
+    assert not found[1].any()
+    assert torch.isnan(found[2]).all()
+    assert not torch.isfinite(found[3][1]).any()
+    assert torch.equal(found[3][0], found[0][0])
+    assert not found[4].any()
 
 
 # ---- truncation -------------------------------------------------------------------------------------------

@@ -166,6 +166,26 @@ def test_rotate_bases_is_three_launches(dtype, problems, device):
 
 
 @st.composite
+def divisions(draw):
+    outer, inner, rows = (draw(st.integers(0, most)) for most in (40, 40, 2000))
+    return OUT, OUT, OUT, outer, draw(st.integers(0, 1024)), inner, rows
+
+
+@quick
+@given(dtypes, st.lists(divisions(), min_size=1, max_size=5), devices)
+def test_gram_solve_is_four_launches(dtype, problems, device):
+    plan = check(_C.gram_solve_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    living = [p for p in problems if p[4] > 0 and p[6] > 0]
+    kernels = [launch["kernel"] for launch in plan["launches"]]
+    wanted = ["gram", "semidefinite_cholesky", "triangular_product", "triangular_product"]
+    assert kernels == (wanted if living else [])
+    for launch in plan["launches"]:
+        assert len(launch["problems"]) == len(living)
+    if living:
+        assert [p["depth"] for p in plan["launches"][0]["problems"]] == [p[3] * p[5] for p in living]
+
+
+@st.composite
 def truncations(draw, fixed):
     shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
     cut = [draw(st.booleans()) for _ in shape]
@@ -284,6 +304,8 @@ def test_which_kernels_run():
     [
         (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, 2000, 4, 1025)], 0, 1, 99328), "does not support"),
         (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, -1, 4, 4)], 0, 1, 99328), "out of range"),
+        (lambda: _C.gram_solve_cuda_plan(0, [(0, 0, 0, 1, 1025, 4, 4)], 0, 1, 99328), "does not support"),
+        (lambda: _C.gram_solve_cuda_plan(0, [(0, 0, 0, 1, 5, -4, 4)], 0, 1, 99328), "out of range"),
         (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2], [1], [1], [0], False)], 0, 1, 99328), "out of range"),
         (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2] * 9, [1], [1], [0], False)], 0, 1, 99328), "at most 8"),
         (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 99328), "support"),

@@ -6,10 +6,8 @@ ranks stay on the device as counters, and everything can be captured into a CUDA
 allocator on the current stream.
 
 Products take any size. Factorisations take matrices whose smaller side (for `tangent_basis` the number of directions,
-for `hosvd_truncate` the mode) is at most 1024; a call with a larger one goes to the reference, which waits for the
-device, and the log of `tucker_kernels` says so.
-
-`gram_solve` has no kernel here; the reference computes it on the device, one problem after the other.
+for `hosvd_truncate` and `gram_solve` the mode) is at most 1024; a call with a larger one goes to the reference, which
+waits for the device, and the log of `tucker_kernels` says so.
 
 Limits of the method: factors come from Gram matrices in float64. For float32 that is more than enough; in float64 a
 remainder below about √ε, relative to its column and the coefficients with which earlier columns explain it, counts as
@@ -172,6 +170,18 @@ def rotate_bases(bases, rotations):
     rows = [max(p.stride(0), p.shape[1]) for p in ps]
     problems = [(*_addresses(row), *row[0].shape, row[1].shape[1], step) for *row, step in zip(us, ps, found, rows)]
     _launch("rotate_bases", us[0], problems)
+    return found
+
+
+@implements("cuda")
+def gram_solve(tensors, modes, right_sides):
+    if _too_large("gram_solve", [x.shape[mode] for x, mode in zip(tensors, modes)]):
+        return reference.gram_solve(tensors, modes, right_sides)
+    xs, sides = [x.contiguous() for x in tensors], [b.contiguous() for b in right_sides]
+    found = [torch.empty_like(b) for b in sides]
+    sizes = [(math.prod(x.shape[:m]), x.shape[m], math.prod(x.shape[m + 1 :])) for x, m in zip(xs, modes)]
+    problems = [(*_addresses(row), *size, len(row[1])) for *row, size in zip(xs, sides, found, sizes)]
+    _launch("gram_solve", xs[0], problems)
     return found
 
 

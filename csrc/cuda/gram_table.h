@@ -1,4 +1,5 @@
-// Fills the tables of Gram matrices, of their semidefinite Cholesky factors, and of Jacobi rotations.
+// Fills the tables of Gram matrices, of their semidefinite Cholesky factors, of products with what these
+// give, and of Jacobi rotations.
 #pragma once
 
 #include <algorithm>
@@ -34,6 +35,15 @@ class GramTable {
     tiles_ += lower * p.splits;
     problems_.push_back(p);
     return problems_.back();
+  }
+
+  // The same of the unfolding along the middle index of a tensor (outer, n, inner).
+  GramProblem<T>& add_unfolding(PlanBuilder& builder, const T* tensor, int64_t outer, int64_t n,
+                                int64_t inner, double* gram) {
+    GramProblem<T>& p = add(builder, {tensor, inner, inner == 1 ? n : 1}, n, outer * inner, gram, nullptr);
+    p.inner = outer > 1 && inner > 1 ? static_cast<int32_t>(inner) : 0;
+    p.col_outer = n * inner;
+    return p;
   }
 
   void launch(PlanBuilder& builder) const {
@@ -78,6 +88,33 @@ class CholeskyTable {
   std::vector<CholeskyProblem<T>> problems_;
   int32_t largest_ = 0;
   int64_t shared_ = 0;
+};
+
+template <class T>
+class TriangularTable {
+ public:
+  // out (m×n, contiguous) = a (m×n) b (n×n); the caller adds what else it wants. Empty ones are left out.
+  TriangularProblem<T>& add(int64_t m, int64_t n, Matrix<T> a, const double* b, T* out, const int32_t* flag) {
+    TriangularProblem<T> p{};
+    p.a = a.data, p.a_row = a.row, p.a_col = a.col;
+    p.b = b, p.flag = flag;
+    p.out = out, p.out_row = n, p.out_col = 1;
+    p.m = static_cast<int32_t>(m), p.n = static_cast<int32_t>(n);
+    p.first_tile = static_cast<int32_t>(tiles_);
+    if (m == 0 || n == 0) return unused_ = p;
+    tiles_ += GemmTable<T>::tiles(m, n);
+    problems_.push_back(p);
+    return problems_.back();
+  }
+
+  void launch(PlanBuilder& builder) const {
+    builder.persistent(Kernel::triangular_product, problems_, tiles_, gram_threads);
+  }
+
+ private:
+  std::vector<TriangularProblem<T>> problems_;
+  TriangularProblem<T> unused_;
+  int64_t tiles_ = 0;
 };
 
 template <class T>

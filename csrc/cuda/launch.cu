@@ -140,4 +140,5 @@ TK_OPERATOR(hosvd_truncate, tk_truncation)
 TK_OPERATOR(batched_qr, tk_qr)
 TK_OPERATOR(batched_svd, tk_svd)
 TK_OPERATOR(rotate_bases, tk_rotation_problem)
+TK_OPERATOR(gram_solve, tk_gram_solve_problem)
 #undef TK_OPERATOR

@@ -24,5 +24,6 @@ PlanFunction<tk_truncation> hosvd_truncate_plan;
 PlanFunction<tk_qr> batched_qr_plan;
 PlanFunction<tk_svd> batched_svd_plan;
 PlanFunction<tk_rotation_problem> rotate_bases_plan;
+PlanFunction<tk_gram_solve_problem> gram_solve_plan;
 
 }  // namespace tk

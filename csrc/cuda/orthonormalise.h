@@ -138,27 +138,18 @@ class OrthonormalizePlan {
 
   // The input times R⁻¹: x, or at the end v.
   void solve(bool first) {
-    std::vector<TriangularProblem<T>> problems;
-    int64_t tiles = 0;
+    TriangularTable<T> products;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if ((o.unit && !first) || o.n == 0 || o.p == 0) continue;
-      const Matrix<T> a = input(i, first);
-      TriangularProblem<T> p{};
-      p.a = a.data, p.a_row = a.row, p.a_col = a.col;
-      p.b = buffers_[i].inverse;
-      p.out = last(i, first) ? o.v : buffers_[i].x;
-      p.out_row = o.p, p.out_col = 1;
-      if (last(i, first) && o.transposed) p.out_row = 1, p.out_col = o.n;
-      p.flag = o.flag;
-      p.m = static_cast<int32_t>(o.n), p.n = static_cast<int32_t>(o.p);
-      p.first_tile = static_cast<int32_t>(tiles);
-      p.packed = o.pack && last(i, first);
-      p.on_flag = last(i, first) ? o.on_flag : OnFlag::skip;
-      tiles += GemmTable<T>::tiles(o.n, o.p);
-      problems.push_back(p);
+      if (o.unit && !first) continue;
+      const bool end = last(i, first);
+      TriangularProblem<T>& p =
+          products.add(o.n, o.p, input(i, first), buffers_[i].inverse, end ? o.v : buffers_[i].x, o.flag);
+      if (end && o.transposed) p.out_row = 1, p.out_col = o.n;
+      p.packed = o.pack && end;
+      p.on_flag = end ? o.on_flag : OnFlag::skip;
     }
-    builder_.persistent(Kernel::triangular_product, problems, tiles, gram_threads);
+    products.launch(builder_);
   }
 
   PlanBuilder& builder_;

@@ -19,8 +19,7 @@ tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_pro
     *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
       GemmTable<T> products;
       GramTable<T> grams;
-      std::vector<TriangularProblem<T>> steps;
-      int64_t tiles = 0;
+      TriangularTable<T> steps;
       for (int32_t i = 0; i < count; ++i) {
         const tk_rotation_problem& p = problems[i];
         if (p.n == 0 || p.rank == 0) continue;
@@ -29,20 +28,14 @@ tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_pro
         products.add(p.n, p.rank, p.size, {static_cast<const T*>(p.basis), p.size, 1},
                      {static_cast<const T*>(p.rotation), p.rotation_row, 1}, product, p.rank);
         grams.add(builder, {product, 1, p.rank}, p.rank, p.n, gram, nullptr);
-        TriangularProblem<T> step{};
-        step.a = product, step.a_row = p.rank, step.a_col = 1;
-        step.b = gram;
-        step.out = static_cast<T*>(p.rotated), step.out_row = p.rank, step.out_col = 1;
-        step.m = static_cast<int32_t>(p.n), step.n = static_cast<int32_t>(p.rank);
-        step.first_tile = static_cast<int32_t>(tiles);
+        TriangularProblem<T>& step =
+            steps.add(p.n, p.rank, {product, p.rank, 1}, gram, static_cast<T*>(p.rotated), nullptr);
         step.packed = true;
         step.newton = true;
-        tiles += GemmTable<T>::tiles(p.n, p.rank);
-        steps.push_back(step);
       }
       products.launch(builder);
       grams.launch(builder);
-      builder.persistent(Kernel::triangular_product, steps, tiles, gram_threads);
+      steps.launch(builder);
     });
     return TK_OK;
   });

@@ -64,6 +64,10 @@ TK_API tk_status tk_hosvd_truncate_cuda(tk_dtype dtype, int32_t count, const tk_
 TK_API tk_status tk_rotate_bases_cuda(tk_dtype dtype, int32_t count, const tk_rotation_problem* problems,
                                       void* workspace, int64_t* workspace_bytes, void* stream);
 
+/* See tk_gram_solve_cpu; n at most 1024. NaN where the tensor is not finite. */
+TK_API tk_status tk_gram_solve_cuda(tk_dtype dtype, int32_t count, const tk_gram_solve_problem* problems,
+                                    void* workspace, int64_t* workspace_bytes, void* stream);
+
 /* Reduced QR of matrix (m, n): q (m, k), r (k, n), k = min(m, n), non-negative diagonal. A column that
  * depends on those before it has a zero column in q and a zero row in r. NaN where the matrix is not finite.
  */

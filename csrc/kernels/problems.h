@@ -58,8 +58,8 @@ struct ProjectionProblem {
   int32_t first_tile;  // tiles are strips of 16 columns; one where there is no column, for the flag's sake
 };
 
-// out[i,j] = Σ_k a[i,k] b[k,j] in double precision, i < m; b is n×n, row-major. With `newton`, b = aᵀa and
-// out = (3 a − a b) / 2.
+// out[i,j] = Σ_k a[i,k] b[k,j] (b[j,k] where transposed) in double precision, i < m; b is n×n, row-major.
+// With `newton`, b = aᵀa and out = (3 a − a b) / 2.
 template <class T>
 struct TriangularProblem {
   const T* a;
@@ -70,6 +70,7 @@ struct TriangularProblem {
   int32_t m, n;
   int32_t first_tile;
   int32_t packed;  // zero: b is upper triangular
+  int32_t transposed;
   int32_t newton;
   OnFlag on_flag;  // not `source`
 };
@@ -104,7 +105,8 @@ struct CholeskyProblem {
   int32_t* flag;    // set where the trace is not finite
   double tolerance;
   double relative;
-  double shift;  // relative to the trace; where the trace is 0, L = I
+  double shift;  // relative to the trace; where that is 0, L = I if the factor is wanted, else every column
+                 // is dropped
   int32_t size;
   int32_t sort;      // non-zero: pivots in the order of the descending diagonal of gram (stable)
   int32_t pack;      // non-zero: kept columns of the inverse first, in order, zeros after

@@ -231,7 +231,7 @@ __device__ void semidefinite_cholesky_in(const CholeskyProblem<T>& p, double* me
   const int n = p.size;
   const PackedCholesky cholesky(memory, p.work, n, p.resident);
   cholesky.find_order(p.gram, p.sort != 0);
-  cholesky.load(p.gram, p.shift * trace, trace == 0 && p.shift > 0);
+  cholesky.load(p.gram, p.shift * trace, trace == 0 && p.shift > 0 && p.factor != nullptr);
   cholesky.factor(p.gram, p.tolerance, p.relative);
   const int rank = cholesky.find_source(p.pack != 0);
   if (p.rank != nullptr && threadIdx.x == 0) *p.rank = rank;

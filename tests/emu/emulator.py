@@ -60,7 +60,7 @@ PROBLEMS = {
     "i:split_depth i:first_tile",
     "project_out": "p:d p:u p:out p:work p:flag l:d_row l:d_col i:n i:r i:cols i:normalise i:passes i:first_tile",
     "triangular_product": "p:a p:b p:out p:flag l:a_row l:a_col l:out_row l:out_col i:m i:n i:first_tile i:packed "
-    "i:newton i:on_flag",
+    "i:transposed i:newton i:on_flag",
     "semidefinite_cholesky": "p:gram p:work p:inverse p:factor p:trace p:rank p:flag d:tolerance d:relative "
     "d:shift i:size i:sort i:pack i:resident",
     "jacobi_svd": "p:factor p:basis p:sigma p:trace p:rank p:flag d:bound d:shift d:tolerance i:size i:sweeps "

@@ -145,6 +145,15 @@ def test_shift_completes_the_rank():
     assert np.array_equal(zero[0], np.eye(20))
 
 
+def test_a_shifted_zero_matrix_has_no_inverse_to_divide_by():
+    n = 9
+    inverse, rank = np.full((n, n), np.nan), np.full(1, -7)
+    row = emulator.problem(gram=np.zeros((n, n)), inverse=inverse, rank=rank, shift=1e-9, size=n, resident=n)
+    emulator.launch("semidefinite_cholesky", np.float64, [row], block=THREADS, shared=shared_bytes(n, n))
+    assert rank[0] == 0
+    assert not inverse.any()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_not_finite_sets_the_flag_and_nothing_else(bad):
     gram = gram_of(12, 12)

@@ -9,13 +9,14 @@ THREADS = 128
 SKIP, ZERO, SOURCE, IDENTITY, NAN = range(5)
 
 
-def run(problems, dtype, packed=False, flag=0, on_flag=ZERO, transposed=False, grid=3):
+def run(problems, dtype, packed=False, flag=0, on_flag=ZERO, transposed=False, of_transpose=False, grid=3):
     rows, tiles, found = [], 0, []
     for a, b in problems:
         m, n = a.shape
         out, flags = np.full((m, n), np.nan, dtype), np.full(1, flag, np.int32)
         written = np.full((n, m), np.nan, dtype) if transposed else out
         row = emulator.problem(a=a, b=b, out=written, flag=flags, m=m, n=n, first_tile=tiles, packed=int(packed))
+        row |= emulator.problem(transposed=int(of_transpose))
         row |= emulator.problem(a_row=a.strides[0] // a.itemsize, a_col=a.strides[1] // a.itemsize, on_flag=on_flag)
         rows.append(row | emulator.problem(out_row=1 if transposed else n, out_col=m if transposed else 1))
         tiles += -(-m // 64) * -(-n // 64)
@@ -49,6 +50,17 @@ def test_ragged_sizes_in_one_launch(dtype, order):
 def test_tiles_beyond_one_and_strides(transposed):
     a, b = matrices(130, 140, np.float32)
     (out,) = run([(np.ascontiguousarray(a.T).T, b)], np.float32, transposed=transposed)
+    assert_product(a, b, out)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_transpose_of_a_factor(dtype):
+    problems = [matrices(m, n, dtype) for m, n in ((5, 3), (7, 130), (70, 18))]
+    for (a, b), out in zip(problems, run(problems, dtype, of_transpose=True)):
+        assert_product(a, b.T, out)
+    a, b = problems[0]
+    (out,) = run([(a, b.T.copy())], dtype, packed=True, of_transpose=True)
     assert_product(a, b, out)
 
 
