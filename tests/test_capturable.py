@@ -1,5 +1,7 @@
 """The step at fixed capacity equals the ordinary one, stays in place, and reads nothing from the device."""
 
+import sys
+
 import pytest
 import tdlrt
 import torch
@@ -51,16 +53,26 @@ def tensors(model, optimizer):
     return [p.detach() for p in model.parameters()] + state
 
 
+BASES = {
+    "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
+    "nesterov": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "max_grad_norm": 0.5},
+    # Adam divides by the size of each entry; a large eps keeps it from turning rounding noise into a step.
+    "adam": {"lr": 0.01, "base": "adam", "eps": 1e-2, "weight_decay": 1e-3, "max_grad_norm": 0.5},
+    "adamw": {"lr": 0.01, "base": "adamw", "eps": 1e-2, "weight_decay": 0.1, "amsgrad": True},
+}
+
+
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("modes", ["channels", "all"])
 @pytest.mark.parametrize("tol", [0.6, 0.0])
-def test_equals_the_ordinary_step_with_ranks_up_to_the_capacity(modes, tol):
+def test_equals_the_ordinary_step_with_ranks_up_to_the_capacity(modes, tol, base):
     """With an exact HOSVD: that of the CPU may stop early, which depends on the size of the core, zeros included."""
     with tk.use_backend("reference"):
-        check_against_the_ordinary_step(modes, tol)
+        check_against_the_ordinary_step(modes, {**BASES[base], "tol": tol})
 
 
-def check_against_the_ordinary_step(modes, tol):
-    options = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "tol": tol}
+def check_against_the_ordinary_step(modes, options):
+    tol = options["tol"]
     one, two = model_at(0.6, modes), model_at(0.6, modes)
     capacity = {name: max(r) for name, r in tdlrt.ranks(one).items()}
     fixed = tdlrt.TDLRT(one, capturable=True, **options)
@@ -93,9 +105,26 @@ def check_against_the_ordinary_step(modes, tol):
         assert fixed.active_ranks() != tdlrt.ranks(one)
 
 
-def test_parameters_and_momentum_stay_in_place():
+def capturable(model, base):
+    """An optimiser whose base counts its steps on the device, as it does on a GPU; `device_counters` lets torch."""
+    optimizer = tdlrt.TDLRT(model, tol=0.1, capturable=True, **BASES[base])
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = True
+    return optimizer
+
+
+@pytest.fixture
+def device_counters(monkeypatch):
+    """torch refuses to keep Adam's step count on the CPU as it does on a GPU; the code that does is the same."""
+    module = sys.modules["torch.optim.adam"]  # AdamW's code too
+    monkeypatch.setattr(module, "_get_capturable_supported_devices", lambda *_, **__: ["cpu"])
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_parameters_and_momentum_stay_in_place(base, device_counters):
     model = model_at(0.6)
-    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    optimizer = capturable(model, base)
     backward(model, batches(1)[0])
     optimizer.step()
     before = [t.data_ptr() for t in tensors(model, optimizer)]
@@ -106,15 +135,16 @@ def test_parameters_and_momentum_stay_in_place():
     assert before == [t.data_ptr() for t in tensors(model, optimizer)]
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("device", ["host", "emulated"])
-def test_nothing_is_read_on_the_host(device, monkeypatch):
+def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch):
     called = []
     if device == "emulated":  # the CUDA back end over csrc/emu
         emulated.install(monkeypatch)
         launch = cuda._launch
         monkeypatch.setattr(cuda, "_launch", lambda name, *rest: (called.append(name), launch(name, *rest)))
     model = model_at(0.6)
-    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    optimizer = capturable(model, base)
     data = batches(3)
     for batch in data[:1]:
         backward(model, batch)
@@ -138,10 +168,26 @@ def test_the_mode_sees_the_ordinary_step_read(monkeypatch):
         optimizer.step()
 
 
-@pytest.mark.parametrize("where", ["input", "core", "dense"])
-def test_non_finite_steps_are_undone_on_the_device(where):
+def test_the_mode_sees_a_base_that_counts_on_the_host(monkeypatch):
     model = model_at(0.6)
-    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1, capturable=True)
+    optimizer = tdlrt.TDLRT(model, lr=0.01, base="adam", tol=0.1, capturable=True)
+    backward(model, batches(1)[0])
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="reads a value"), NoHostReads(patch):
+        optimizer.step()
+
+
+def test_adam_counts_where_the_parameters_are():
+    assert not tdlrt.TDLRT(model_at(0.6), lr=0.01, base="adam", capturable=True).param_groups[0]["capturable"]
+    model = model_at(0.6).to("meta")
+    assert tdlrt.TDLRT(model, lr=0.01, base="adamw", capturable=True).param_groups[0]["capturable"]
+    assert not tdlrt.TDLRT(model, lr=0.01, base="adamw").param_groups[0]["capturable"]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("where", ["input", "core", "dense"])
+def test_non_finite_steps_are_undone_on_the_device(where, base):
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, tol=0.1, capturable=True, **BASES[base])
     data = batches(3)
     backward(model, data[0])
     optimizer.step()
@@ -163,9 +209,10 @@ def test_non_finite_steps_are_undone_on_the_device(where):
     assert optimizer.captured.skipped == 1
 
 
-def test_a_non_finite_first_step_leaves_no_trace():
+@pytest.mark.parametrize("base", BASES)
+def test_a_non_finite_first_step_leaves_no_trace(base):
     model, twin = model_at(0.6), model_at(0.6)
-    optimizers = [tdlrt.TDLRT(m, lr=0.05, momentum=0.9, tol=0.1, capturable=True) for m in (model, twin)]
+    optimizers = [tdlrt.TDLRT(m, tol=0.1, capturable=True, **BASES[base]) for m in (model, twin)]
     data = batches(3)
     backward(model, (data[0][0] * float("nan"), data[0][1]))
     optimizers[0].step()
@@ -178,9 +225,10 @@ def test_a_non_finite_first_step_leaves_no_trace():
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
-def test_compacting_keeps_the_weight_and_the_state():
+@pytest.mark.parametrize("base", BASES)
+def test_compacting_keeps_the_weight_and_the_state(base):
     model = model_at(0.9)
-    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.3, capturable=True)
+    optimizer = tdlrt.TDLRT(model, capturable=True, **{**BASES[base], "tol": 0.3})
     for data in batches(2):
         optimizer.zero_grad()
         backward(model, data)
@@ -201,11 +249,11 @@ def test_compacting_keeps_the_weight_and_the_state():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"integrator": "parallel"}, "integrator is 'parallel' with capturable=True; allowed is 'one_pass'"),
-        ({"base": "adam"}, "base is 'adam'"),
+        ({"integrator": "parallel"}, "integrator is 'parallel' with capturable=True; allowed: 'one_pass'"),
+        ({"base": torch.optim.RMSprop}, "base is .*RMSprop.*; allowed: 'sgd', 'adam', 'adamw'"),
         ({"budget": 10**6}, "budget is 1000000"),
         ({"retain": "inline"}, "retain is 'inline'"),
-        ({"max_grad_norm": 1.0}, "max_grad_norm is 1.0"),
+        ({"conditioning": 1.0}, "conditioning is 1.0"),
     ],
 )
 def test_the_rest_is_refused_in_a_sentence(options, words):

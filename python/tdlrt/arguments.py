@@ -17,10 +17,11 @@ CHOICES = {
     "retain": RETAIN,
     "budget_of": tuple(COSTS),
 }
-# What a captured step leaves fixed: the other settings decide on the host.
+# What a captured step can have: the other settings decide on the host.
 CAPTURABLE = {
-    **{"integrator": "one_pass", "base": "sgd", "retain": "deferred", "budget": None, "rank_multiple": 1},
-    **{"max_grad_norm": None, "conditioning": 0.0, "basis_every": 1, "rank_every": 1, "min_rank": 1, "max_rank": None},
+    **{"integrator": ("one_pass",), "base": tuple(BASES), "retain": ("deferred",), "budget": (None,)},
+    **{"rank_multiple": (1,), "conditioning": (0.0,), "basis_every": (1,), "rank_every": (1,)},
+    **{"min_rank": (1,), "max_rank": (None,)},
 }
 
 
@@ -29,10 +30,10 @@ def check_options(capturable, **options):
     for name, allowed in CHOICES.items():
         _choice(name, options[name], allowed)
     for name, allowed in CAPTURABLE.items() if capturable else ():
-        if options[name] != allowed:
+        if options[name] not in allowed:
             raise ValueError(
-                f"{name} is {options[name]!r} with capturable=True; allowed is {allowed!r}: other settings decide on "
-                "the host"
+                f"{name} is {options[name]!r} with capturable=True; allowed: {', '.join(map(repr, allowed))}; other "
+                "settings decide on the host"
             )
     for name in ("rank_multiple", "min_rank", "basis_every", "rank_every"):
         positive(name, options[name])
@@ -49,7 +50,8 @@ def check_options(capturable, **options):
         raise ValueError(f"max_grad_norm is {norm!r}; allowed are positive numbers or None")
 
 
-def make_base(base, model, params, lr, momentum, weight_decay, options):
+def make_base(base, model, params, lr, momentum, weight_decay, capturable, options):
+    """The base optimiser. Where a step is to be captured, Adam's counts its steps on the device."""
     if isinstance(base, str):
         kind = BASES[_choice("base", base, tuple(BASES))]
     elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
@@ -60,6 +62,8 @@ def make_base(base, model, params, lr, momentum, weight_decay, options):
         options = {"momentum": momentum, **options}
     elif momentum:
         raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
+    elif capturable and any(p.device.type != "cpu" for p in model.parameters()):
+        options = {"capturable": True, **options}
     params = list(model.parameters()) if params is None else list(params)
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
 

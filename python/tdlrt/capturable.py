@@ -43,6 +43,7 @@ class CapturedStep:
             for factor in e.layer.factors:
                 if factor is not None:
                     factor.grad = None
+        o.clip(expansions)
         o.base.step()
         undo += [(t, None) for p in fresh for t in _tensors(o.state.get(p))]
         new = self._truncate(expansions, finite)

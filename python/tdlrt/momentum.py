@@ -16,6 +16,8 @@ Together that is the momentum's projection on the tangent space, to first order 
 Only for SGD: Adam divides by a second moment, which directions that just came in do not have.
 """
 
+import torch
+
 from tdlrt.transport import by_dtype, cross_grams, products
 from tucker_kernels.library import call, ops
 
@@ -28,7 +30,10 @@ def advance(m, gradient, group, clip=1.0):
     weight = -clip if group["maximize"] else clip
     if m is None:
         return weight * gradient
-    return (group["momentum"] * m).add_(gradient, alpha=weight * (1 - group["dampening"]))
+    weight = weight * (1 - group["dampening"])
+    if isinstance(weight, torch.Tensor):  # as alpha it would be read on the host
+        return (group["momentum"] * m).add_(weight * gradient)
+    return (group["momentum"] * m).add_(gradient, alpha=weight)
 
 
 def bring_in(moving):

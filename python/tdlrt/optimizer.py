@@ -62,9 +62,9 @@ class TDLRT(torch.optim.Optimizer):
             rank: draws the singular values together (RobustDLRT, arXiv 2505.08022, for matrices).
         capturable: the step reads nothing from the device and keeps parameters and momentum in place, so that a CUDA
             graph can capture it: cores and factors keep their sizes, and ranks below them show as zero columns;
-            `active_ranks()` and `compact()` read them. For one_pass with base="sgd" in one process. Steps with NaN or
-            Inf are undone on the device and counted in `captured.skipped`. Gradients must be those that the backward
-            pass left (no GradScaler, no clipping). Not yet tried on a GPU.
+            `active_ranks()` and `compact()` read them. For one_pass with the bases that have names, in one process.
+            Steps with NaN or Inf are undone on the device and counted in `captured.skipped`. Gradients must be those
+            that the backward pass left (no GradScaler; clipping by `max_grad_norm`). Not yet tried on a GPU.
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
@@ -145,7 +145,7 @@ class TDLRT(torch.optim.Optimizer):
         self._choose_ranks = None
         if budget is not None or rank_multiple > 1:
             self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
-        self.base = make_base(base, inner, params, lr, momentum, weight_decay, base_options)
+        self.base = make_base(base, inner, params, lr, momentum, weight_decay, capturable, base_options)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
@@ -253,17 +253,22 @@ class TDLRT(torch.optim.Optimizer):
         if self.conditioning:
             for e in expansions:
                 e.layer.core.grad[e.known_block] += self.conditioning * conditioning_gradient(e.core)
-        if self.max_grad_norm is not None:
-            norm = clip_gradients([p for p in self._names if p.grad is not None], self.max_grad_norm, self.reducer)
-            for e in expansions:
-                e.clip = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
-                e.scale = e.scale * e.clip
+        self.clip(expansions)
         self.base.step()
         self.truncation_errors = truncate(self._truncation_rules(expansions), self.state, self._choose_ranks)
         if self.integrator == "parallel":
             self._redo_saturated(expansions)
         for e in expansions:
             e.layer.core.grad = None
+
+    def clip(self, expansions):
+        """Scales all gradients, those of augmented cores included, so that their norm is at most `max_grad_norm`."""
+        if self.max_grad_norm is None:
+            return
+        norm = clip_gradients([p for p in self._names if p.grad is not None], self.max_grad_norm, self.reducer)
+        for e in expansions:
+            e.clip = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+            e.scale = e.scale * e.clip
 
     def _redo_saturated(self, expansions):
         """Rejects the parallel step of layers that kept every new direction, and takes the full one instead."""
