@@ -135,8 +135,9 @@ def test_parameters_and_momentum_stay_in_place(base, device_counters):
     assert before == [t.data_ptr() for t in tensors(model, optimizer)]
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("device", ["host", "emulated"])
+@pytest.mark.parametrize(
+    ("device", "base"), [*(("host", base) for base in BASES), ("emulated", "nesterov"), ("emulated", "adamw")]
+)
 def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch):
     called = []
     if device == "emulated":  # the CUDA back end over csrc/emu
@@ -157,7 +158,8 @@ def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch)
             optimizer.step()
     assert not any(torch.equal(a, b) for a, b in zip(before, tensors(model, optimizer)) if a.numel() > 100)
     if device == "emulated":
-        assert {"tangent_basis", "hosvd_truncate", "rotate_bases", "gram_solve"} <= set(called)
+        division = {"gram_solve"} if "momentum" in BASES[base] else set()
+        assert {"tangent_basis", "hosvd_truncate", "rotate_bases"} | division <= set(called)
 
 
 def test_the_mode_sees_the_ordinary_step_read(monkeypatch):

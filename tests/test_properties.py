@@ -8,6 +8,7 @@ import tdlrt
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 f64 = torch.float64
 
@@ -153,6 +154,110 @@ def test_non_finite_input_changes_nothing(case, integrator, base, value, data):
                 assert one is other or torch.equal(torch.as_tensor(one), torch.as_tensor(other)), key
     step(layer, optimizer, x)
     check_state(layer, optimizer)
+
+
+@st.composite
+def recipes(draw):
+    """How a model is trained: everything that momentum, schedules, clipping and accumulation can do at once."""
+    beta = draw(st.sampled_from([0.0, 0.5, 0.9]))
+    nesterov = beta > 0 and draw(st.booleans())
+    own = {"nesterov": True} if nesterov else {"dampening": draw(st.sampled_from([0.0, 0.3]))}
+    own["maximize"] = draw(st.booleans())
+    return {
+        "sgd": {"lr": 0.05, "momentum": beta, "weight_decay": draw(st.sampled_from([0.0, 1e-2])), **own},
+        "limit": draw(st.sampled_from([None, 0.1, 1.0])),
+        "micro_batches": draw(st.integers(1, 3)),
+        "one_cycle": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def small_network(seed):
+    """Every weight has full rank in every mode: no side is above the product of the others."""
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(3, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3, stride=2), nn.Tanh(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(16, 16), nn.Tanh()).double()
+
+
+STEPS = 8
+
+
+def trained(model, optimizer, recipe, clip=None, micro_batches=None):
+    """Trains by the recipe; clip: of a dense optimiser, which does not do it itself."""
+    scheduler = None
+    if recipe["one_cycle"]:  # the learning rate rises and falls, and momentum the other way
+        cycle = recipe["sgd"]["momentum"] > 0
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS, cycle_momentum=cycle)
+    parts = recipe["micro_batches"] if micro_batches is None else micro_batches
+    sign = -1 if recipe["sgd"]["maximize"] else 1
+    for step in range(STEPS):
+        generator = torch.Generator().manual_seed(recipe["seed"] + step)
+        x = torch.randn(6, 3, 6, 6, dtype=f64, generator=generator)
+        y = torch.randn(6, 16, dtype=f64, generator=generator)
+
+        def closure(x=x, y=y):
+            optimizer.zero_grad()
+            for images, targets in zip(x.chunk(parts), y.chunk(parts)):
+                (sign * (model(images) - targets).square().mean() / parts).backward()
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+
+        optimizer.step(closure)
+        if scheduler is not None:
+            scheduler.step()
+    return tdlrt.to_dense(model).state_dict()
+
+
+def assert_near(one, two):
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=0, atol=1e-9), name
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(recipes(), st.sampled_from(["one_pass", "two_pass", "parallel"]), st.sampled_from(["channels", "all"]))
+def test_full_rank_is_dense_sgd_whatever_the_recipe(recipe, integrator, modes):
+    check_against_dense_sgd(recipe, integrator, modes)
+
+
+def check_against_dense_sgd(recipe, integrator, modes):
+    dense = small_network(recipe["seed"])
+    model = tdlrt.tuckerize(copy.deepcopy(dense), modes=modes, min_features=0)
+    options = {**recipe["sgd"], "tol": 0.0, "integrator": integrator, "max_grad_norm": recipe["limit"]}
+    found = trained(model, tdlrt.TDLRT(model, **options), recipe)
+    expected = trained(dense, torch.optim.SGD(dense.parameters(), **recipe["sgd"]), recipe, clip=recipe["limit"])
+    assert_near(expected, found)
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(recipes(), st.sampled_from(["channels", "all"]), st.sampled_from([0.0, None]))
+def test_low_rank_is_two_passes_over_one_batch_whatever_the_recipe(recipe, modes, tol):
+    """With the momentum outside the bases, which full rank has none of; at tolerances that no rounding can tip."""
+    results = []
+    for integrator, micro_batches in (("one_pass", None), ("two_pass", 1)):
+        model = tdlrt.tuckerize(small_network(recipe["seed"]), ranks=2, modes=modes, min_features=0)
+        options = {**recipe["sgd"], "tol": tol, "max_rank": 3, "max_grad_norm": recipe["limit"]}
+        optimizer = tdlrt.TDLRT(model, integrator=integrator, **options)
+        results.append(trained(model, optimizer, recipe, micro_batches=micro_batches))
+    assert_near(*results)
+
+
+def test_the_recipes_see_planted_mistakes(monkeypatch):
+    from tdlrt import momentum
+
+    recipe = {"sgd": {"lr": 0.05, "momentum": 0.9, "maximize": False}, "limit": 0.1, "micro_batches": 1}
+    recipe = {**recipe, "one_cycle": True, "seed": 0}
+    check_against_dense_sgd(recipe, "one_pass", "all")
+    with monkeypatch.context() as patch, pytest.raises(AssertionError):
+        patch.setattr(tdlrt.TDLRT, "clip", lambda self, expansions: None)
+        check_against_dense_sgd(recipe, "one_pass", "all")
+    ends, advance = [], momentum.advance
+    for clipped in (True, False):  # the momentum outside the bases has a part in what is trained
+        monkeypatch.setattr(momentum, "advance", lambda m, g, group, c=1.0: advance(m, g, group, c if clipped else 1.0))
+        model = tdlrt.tuckerize(small_network(0), ranks=2, min_features=0)
+        optimizer = tdlrt.TDLRT(model, tol=None, max_grad_norm=recipe["limit"], **recipe["sgd"])
+        ends.append(trained(model, optimizer, recipe))
+    with pytest.raises(AssertionError):
+        assert_near(*ends)
 
 
 def test_the_properties_see_a_planted_mistake(monkeypatch):

@@ -96,8 +96,8 @@ class Capture:
 
     def remember_scale(self, layer, scale):
         """What gradients were multiplied by after the last backward pass, likely to be so again (loss scaling): a new
-        direction adds them to a momentum of the scale after."""
-        self._scales[layer] = scale
+        direction adds them to a momentum of the scale after. Rounding is dropped, which a resumed run does not have."""
+        self._scales[layer] = 1.0 if abs(scale - 1) < 1e-3 else scale
 
     def contracted(self, layer):
         """The `Contracted` of a layer that the backward pass has dealt with, or None."""

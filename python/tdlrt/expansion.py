@@ -9,7 +9,7 @@ import tucker_kernels as tk
 from tdlrt import momentum
 from tdlrt.layers import TuckerLayer
 from tdlrt.rank_choice import Spectrum, slice_squares
-from tdlrt.transport import by_dtype, corner, pad, pad_state, project_states
+from tdlrt.transport import by_dtype, check_shapes, corner, pad, pad_state, project_states
 
 
 class NonFiniteError(FloatingPointError):
@@ -44,7 +44,8 @@ class Expansion:
 
     @classmethod
     def at(cls, name, layer, optimizer):
-        """The layer's point now, nothing augmented."""
+        """The layer's point now, nothing augmented. Raises ValueError where the optimiser's state is of other ranks."""
+        check_shapes(name, layer.core, optimizer.state.get(layer.core, {}))
         factors = [None if f is None else f.data for f in layer.factors]
         return cls(name, layer, layer.core.data, factors, list(factors), optimizer.momentum_group(layer.core))
 

@@ -98,6 +98,8 @@ class TDLRT(torch.optim.Optimizer):
         capturable=False,
         **base_options,
     ):
+        given = {k: v for k, v in locals().items() if k not in ("self", "model", "params", "base_options", "__class__")}
+        self._arguments = {**given, **base_options}
         if not isinstance(model, torch.nn.Module):
             kind = type(model).__name__
             raise TypeError(f"model must be a torch.nn.Module, got {kind}; TDLRT takes the model, not its parameters")
@@ -181,7 +183,16 @@ class TDLRT(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """As of any torch optimiser. Load the model first: ranks come from there."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:  # of an older release
+            for name in ("tol", "steps", "bases_frozen"):
+                group.setdefault(name, self.defaults[name])
         self._link()
+
+    def __reduce__(self):
+        """A copy or a pickle has the model in it; `deepcopy((model, optimizer))` is a pair like the first."""
+        groups = [dict(group) for group in self.param_groups]
+        captured = None if self.captured is None else (self.captured.ranks, self.captured.skipped)
+        return _rebuilt, (self.model, self._arguments, groups, dict(self.state), self.skipped_steps, captured)
 
     def zero_grad(self, set_to_none=True):
         super().zero_grad(set_to_none)
@@ -326,6 +337,15 @@ class TDLRT(torch.optim.Optimizer):
 
     def __repr__(self):
         return f"TDLRT(integrator={self.integrator!r}, {len(self.layers)} Tucker layers, base={self.base!r})"
+
+
+def _rebuilt(model, arguments, groups, state, skipped_steps, captured):
+    optimizer = TDLRT(model, params=groups, **arguments)
+    optimizer.state.update(state)
+    optimizer.skipped_steps = skipped_steps
+    if captured is not None:
+        optimizer.captured.ranks, optimizer.captured.skipped = captured
+    return optimizer
 
 
 def _is_zero(lr):

@@ -72,6 +72,17 @@ def moving_entries(state, shape):
     return [(key, key in LINEAR) for key in keys]
 
 
+def check_shapes(name, core, state):
+    """Raises ValueError where the state of a core is of other ranks, as one that was loaded without its model is."""
+    for key in LINEAR + SQUARED:
+        value = state.get(key)
+        if value is not None and value.shape != core.shape:
+            raise ValueError(
+                f"the optimiser's state of {name}.core has ranks {tuple(value.shape)}, the core {tuple(core.shape)}: "
+                "load the model that belongs to it, too"
+            )
+
+
 def _copied(state, moved):
     """The state with its entries in `moved` replaced; others are cloned, since a step counter is updated in place and
     a step may be taken back."""
