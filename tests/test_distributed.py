@@ -19,7 +19,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
@@ -181,12 +183,15 @@ def followed_by_ddp(rank, world):
 
 
 def sharded(seed):
+    """Over two processes; with four there are two replicas of that."""
     model = network(seed)
-    tucker = set(tdlrt.tucker_parameters(model))
+    options = {"ignored_params": set(tdlrt.tucker_parameters(model))}
+    if dist.get_world_size() == 4:
+        options["mesh"] = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
     for layer in model:
         if list(layer.parameters()):
-            fully_shard(layer, ignored_params=tucker)
-    return fully_shard(model, ignored_params=tucker)
+            fully_shard(layer, **options)
+    return fully_shard(model, **options)
 
 
 def step_on(model, optimizer, x, y):
@@ -275,6 +280,16 @@ def sharded_non_finite(rank, world):
         optimizer.step()
 
 
+def sharded_over_two_dimensions(rank, world):
+    model = network(0)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shards", "parts"))
+    for parameter in ("weight", "bias"):
+        whole = getattr(model[0], parameter).data
+        model[0].register_parameter(parameter, nn.Parameter(distribute_tensor(whole, mesh, [Shard(0), Shard(0)])))
+    with pytest.raises(ValueError, match="allowed is one mesh"):
+        tdlrt.TDLRT(model, **OPTIONS)
+
+
 def sharded_wrongly(rank, world):
     with pytest.raises(ValueError, match=r"ignored_params=set\(tdlrt\.tucker_parameters"):
         tdlrt.TDLRT(fully_shard(network(0)), **OPTIONS)
@@ -359,6 +374,18 @@ def test_two_processes_with_shards(tmp_path):
 
 def test_a_process_that_dies_does_not_hang_the_others(tmp_path):
     run(tmp_path, 2, (dies,))
+
+
+@pytest.mark.long
+def test_four_processes_with_two_replicas_of_the_shards(tmp_path):
+    run(
+        *(tmp_path, 4),
+        (sharded_equals_one_process, "one_pass", {"tol": 0.01}),
+        (sharded_equals_one_process, "one_pass", {"max_grad_norm": 0.05}),
+        (sharded_non_finite,),
+        (sharded_checkpoint, str(tmp_path / "one"), "one_pass", "sgd", {**OPTIONS, "tol": 0.01}),
+        (sharded_over_two_dimensions,),
+    )
 
 
 @pytest.mark.long

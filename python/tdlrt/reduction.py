@@ -2,7 +2,9 @@
 
 `DistributedDataParallel` and `fully_shard` average dense gradients themselves, inside the backward pass. Tucker
 parameters change shape, which neither can follow, so they are left out and averaged here: δU and ∇_C L first, then, in
-the bases that all processes compute alike from them, the augmented core gradients.
+the bases that all processes compute alike from them, the augmented core gradients. Sending the former during the
+backward pass instead, as DDP would at a fixed capacity, gains nothing on two gloo processes at the same ranks (0.95 to
+1.01 of the time) and takes 1.4 times as long where the capacity is twice the rank (`bench/data_parallel.py`).
 """
 
 import torch
@@ -31,10 +33,10 @@ class LocalReducer:
 class GroupReducer:
     """The processes of a `torch.distributed` group. Every method is a collective: all processes must call it."""
 
-    def __init__(self, group, layers, others=(), sharded=False):
-        """others: parameters that nothing else averages. sharded: whether the remaining ones are kept in shards."""
+    def __init__(self, group, layers, others=(), shards=None):
+        """others: parameters that nothing else averages. shards: the group that the remaining ones are spread over."""
         self._group, self._size = group, dist.get_world_size(group)
-        self._others, self.sharded = list(others), sharded
+        self._others, self._shards, self.sharded = list(others), shards, shards is not None
         source = dist.get_global_rank(group, 0)
         for parameter in (*(p for layer in layers for p in layer.weight_parameters()), *self._others):
             dist.broadcast(parameter.data, source, group=group)
@@ -66,9 +68,9 @@ class GroupReducer:
         return largest
 
     def total(self, value):
-        """Sum over the processes."""
+        """Sum over the processes that hold the shards of one parameter."""
         value = value.clone()
-        dist.all_reduce(value, group=self._group)
+        dist.all_reduce(value, group=self._shards)
         return value
 
 
@@ -160,8 +162,24 @@ def _for_bare_model(model, layers, process_group):
         return LocalReducer() if process_group is None else GroupReducer(process_group, layers.values(), dense)
     if process_group is not None:
         raise ValueError("process_group is given, but the model is sharded over processes of its own")
-    meshes = {p.device_mesh for p in shards}
-    if len(meshes) > 1 or shards[0].device_mesh.ndim > 1:
-        raise ValueError(f"model is sharded over {meshes}; allowed is one mesh of one dimension")
+    group, along = _mesh_groups(shards)
     others = [p for p in dense if not is_sharded(p)]
-    return GroupReducer(shards[0].device_mesh.get_group(), layers.values(), others, sharded=True)
+    return GroupReducer(group, layers.values(), others, along)
+
+
+def _mesh_groups(shards):
+    """(all processes of the run, those that hold the shards of one parameter): the same unless shards have replicas.
+
+    Raises ValueError for parameters on several meshes, and for more than one dimension of shards.
+    """
+    layouts = {(p.device_mesh, tuple(str(placement) for placement in p.placements)) for p in shards}
+    mesh, placements = shards[0].device_mesh, shards[0].placements
+    along = [i for i, placement in enumerate(placements) if placement.is_shard()]
+    replicas = all(placement.is_shard() or placement.is_replicate() for placement in placements)
+    hybrid = mesh.ndim == 2 and mesh.size() == dist.get_world_size()
+    if len({mesh for mesh, _ in layouts}) > 1 or len(along) != 1 or not replicas or not (mesh.ndim == 1 or hybrid):
+        raise ValueError(
+            f"model is sharded as {sorted(map(str, layouts))}; allowed is one mesh, of one dimension or, over all "
+            "processes, of two: replicas and shards"
+        )
+    return mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD, mesh.get_group(along[0])

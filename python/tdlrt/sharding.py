@@ -4,6 +4,8 @@
 >>> fully_shard(model, ignored_params=set(tdlrt.tucker_parameters(model)))
 >>> optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)
 
+A mesh of two dimensions, replicas of the shards (HSDP), may be given to `fully_shard` if it has all processes.
+
 For lower-precision arithmetic use `torch.autocast`: `MixedPrecisionPolicy(param_dtype=…)` would cast inputs and biases
 but not the Tucker parameters, which stay in float32.
 
