@@ -342,6 +342,11 @@ def test_what_is_no_module_is_refused(function):
         function([nn.Linear(8, 8)])
 
 
+def test_a_dense_model_is_not_compressed():
+    found = tdlrt.compression(nn.Linear(8, 8))
+    assert found.compression == found.factorised_compression == 0
+
+
 def test_numpy_numbers_are_ranks():
     for given, expected in ((np.int64(3), 3), (np.float32(0.25), 4)):
         assert tdlrt.TuckerLinear(16, 16, ranks=given).ranks == (expected, expected)

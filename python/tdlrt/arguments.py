@@ -1,6 +1,8 @@
 """What `TDLRT` accepts: each argument checked by itself and against the others, and the base optimiser made of them."""
 
+import inspect
 import math
+from numbers import Real
 
 import torch
 
@@ -46,7 +48,7 @@ def check_options(capturable, **options):
     conditioning, norm = options["conditioning"], options["max_grad_norm"]
     if not (isinstance(conditioning, (int, float)) and 0 <= conditioning < math.inf):
         raise ValueError(f"conditioning is {conditioning!r}; allowed are numbers from 0 on")
-    if norm is not None and not norm > 0:
+    if norm is not None and not (isinstance(norm, (int, float)) and norm > 0):
         raise ValueError(f"max_grad_norm is {norm!r}; allowed are positive numbers or None")
 
 
@@ -57,13 +59,23 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
         kind = base
     else:
-        raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {base!r}")
+        got = repr(base) if isinstance(base, type) else type(base).__name__
+        raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {got}")
+    if isinstance(lr, bool) or not isinstance(lr, (Real, torch.Tensor)) or (isinstance(lr, Real) and not lr >= 0):
+        raise ValueError(f"lr is {lr!r}; allowed are numbers from 0 on")
     if kind is torch.optim.SGD:
         options = {"momentum": momentum, **options}
     elif momentum:
         raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
     elif capturable and any(p.device.type != "cpu" for p in model.parameters()):
         options = {"capturable": True, **options}
+    accepted = inspect.signature(kind).parameters
+    unknown = [name for name in ("weight_decay", *options) if name not in accepted]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        raise TypeError(
+            f"{', '.join(unknown)}: not among the arguments of TDLRT and of its base {kind.__name__}, which takes "
+            f"{', '.join(accepted)}"
+        )
     params = list(model.parameters()) if params is None else list(params)
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
 

@@ -107,7 +107,7 @@ def describe(model):
         "layers": layers,
         "factorised_parameters": size.factorised_parameters,
         "factorised_dense_parameters": size.factorised_dense_parameters,
-        "compression": size.factorised_compression if layers else 0.0,
+        "compression": size.factorised_compression,
         "parameters": size.parameters,
         "dense_parameters": size.dense_parameters,
         "network_compression": size.compression,

@@ -39,7 +39,8 @@ class TDLRT(torch.optim.Optimizer):
             computes the loss, calls backward and returns it).
         base: "sgd", "adam", "adamw", or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
             exp_avg_sq and nothing else per entry.
-        params: parameter groups as any torch optimiser takes them; default: all parameters in one group.
+        params: parameter groups as any torch optimiser takes them; default: all parameters in one group. Frozen ones
+            may be left out and are then never stepped; trained ones that are not the model's may be added.
         tolerance_mode: "global" (the error of the whole core is at most tol) or "per_mode" (each mode's is).
         min_rank, max_rank: bounds on every adaptive rank.
         basis_every: bases and ranks move every so many steps; the steps between update cores only, which costs less.
@@ -128,7 +129,6 @@ class TDLRT(torch.optim.Optimizer):
         self.truncation_errors = {}
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = tucker_layers(inner)
-        self._names = {p: n for n, p in inner.named_parameters()}
         self._layer_tol = layer_tolerances(tol, self.layers)
         if not self.layers:
             log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
@@ -151,15 +151,39 @@ class TDLRT(torch.optim.Optimizer):
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
-        missing = [n for p, n in self._names.items() if p not in self._group_of()]
+        self._name_parameters()
+        missing = [n for n, p in inner.named_parameters() if p.requires_grad and p not in self._names]
         if missing:
-            raise ValueError(f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group")
+            raise ValueError(
+                f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group, "
+                "except frozen ones"
+            )
+        self.layers = {name: layer for name, layer in self.layers.items() if layer.core in self._names}
         self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
         self.base.param_groups, self.base.state = self.param_groups, self.state
         self._choose_kind_of_step()
+
+    def _name_parameters(self):
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        own = {p: name for name, p in model.named_parameters()}
+        places = ((i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"]))
+        self._names = {p: own.get(p, f"params[{i}][{j}]") for i, j, p in places}
+
+    def add_param_group(self, param_group):
+        """As of any torch optimiser, for parameters of dense layers. Raises ValueError for those of Tucker layers."""
+        super().add_param_group(param_group)
+        if not hasattr(self, "capture"):  # torch's constructor comes here too
+            return
+        known = set(self.layers.values())
+        new = {p: n for n, x in tucker_layers(self.model).items() if x not in known for p in x.weight_parameters()}
+        found = sorted({new[p] for p in self.param_groups[-1]["params"] if p in new})
+        if found:
+            self.param_groups.pop()
+            raise ValueError(f"param_group has Tucker parameters of {', '.join(found)}; make a new TDLRT for the model")
+        self._name_parameters()
 
     @property
     def steps(self):

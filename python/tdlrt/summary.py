@@ -31,8 +31,9 @@ class Compression:
 
     @property
     def factorised_compression(self):
-        """1 − c/f of the Tucker weights: the figure the literature reports."""
-        return 1 - self.factorised_parameters / max(self.factorised_dense_parameters, 1)
+        """1 − c/f of the Tucker weights, 0 where there are none: the figure the literature reports."""
+        dense = self.factorised_dense_parameters
+        return 1 - self.factorised_parameters / dense if dense else 0.0
 
 
 def check_module(model):

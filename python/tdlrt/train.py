@@ -242,8 +242,11 @@ class Run:
     def sizes(self):
         """Compression of the factorised weights and of the whole network; both 0 for a dense one."""
         size = compression(self.model)
-        factorised = size.factorised_compression if self.layers else 0.0
-        return {"compression": factorised, "network_compression": size.compression, "parameters": size.parameters}
+        return {
+            "compression": size.factorised_compression,
+            "network_compression": size.compression,
+            "parameters": size.parameters,
+        }
 
     def _line(self, test_loss, test_accuracy, seconds):
         loss, accuracy = self.running()
