@@ -14,6 +14,7 @@ import weakref
 
 import torch
 
+from tdlrt import compiled
 from tdlrt.expansion import NonFiniteError, expand
 
 RETAIN = ("deferred", "inline")
@@ -34,7 +35,7 @@ class Capture:
         own = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
-            layer.register_forward_hook(_Recorder(own))
+            layer.register_forward_hook(_Recorder(own, layer))
             _watch(layer, own)
             if inline:
                 for parameter in _trained(layer):
@@ -111,8 +112,8 @@ class Capture:
         kept = self._pairs[layer]
         if not kept:
             raise RuntimeError(
-                f"{name} has gradients, but none of its calls was seen: it was called before the optimiser was made, "
-                "or compiled or replicated; use integrator='two_pass' there"
+                f"{name} has gradients, but none of its calls was seen: it was called or compiled before the "
+                "optimiser was made, or replicated; use integrator='two_pass' there"
             )
         if any(input._version != version for input, version, _ in kept):
             raise RuntimeError(
@@ -226,15 +227,26 @@ class _Arrival:
 class _Recorder:
     """Forward hook. A copy or pickle of the model carries an inert one, since its optimiser does not come along."""
 
-    def __init__(self, capture=None):
-        self._capture = capture
+    def __init__(self, capture=None, layer=None):
+        self._capture, self._layer = capture, None if layer is None else weakref.ref(layer)
+        self._number = None if capture is None else compiled.number(self)
 
     def __call__(self, layer, args, output):
-        capture = self._capture and self._capture()
-        if capture is None or not _can_grow(layer) or not torch.is_grad_enabled() or not output.requires_grad:
-            return
-        input, version = args[0].detach(), args[0]._version
-        output.register_hook(lambda grad: capture._keep(layer, input, version, grad))
+        if self._number is None or not _can_grow(layer) or not torch.is_grad_enabled() or not output.requires_grad:
+            return None
+        if torch.compiler.is_compiling():
+            return compiled.Kept.apply(output, args[0].detach(), self._number)
+        capture = self._capture()
+        if capture is not None:
+            input, version = args[0].detach(), args[0]._version
+            output.register_hook(lambda grad: capture._keep(layer, input, version, grad))
+        return None
+
+    def keep(self, input, grad_output):
+        """What `compiled.Kept` calls in the backward pass."""
+        capture, layer = self._capture(), self._layer()
+        if capture is not None and layer is not None:
+            capture._keep(layer, input, input._version, grad_output)
 
     def __deepcopy__(self, memo):
         return _Recorder()

@@ -3,8 +3,9 @@
 `DistributedDataParallel` and `fully_shard` average dense gradients themselves, inside the backward pass. Tucker
 parameters change shape, which neither can follow, so they are left out and averaged here: δU and ∇_C L first, then, in
 the bases that all processes compute alike from them, the augmented core gradients. Sending the former during the
-backward pass instead, as DDP would at a fixed capacity, gains nothing on two gloo processes at the same ranks (0.95 to
-1.01 of the time) and takes 1.4 times as long where the capacity is twice the rank (`bench/data_parallel.py`).
+backward pass instead, as DDP would at a fixed capacity, gains nothing that can be told from noise on two gloo processes
+at the same ranks (0.95 to 1.14 of the time) and takes 1.4 times as long where the capacity is twice the rank
+(`bench/data_parallel.py`).
 """
 
 import torch
