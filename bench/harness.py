@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -47,11 +48,11 @@ def compare(candidates, repeats=15, min_time=0.005, clock=time.perf_counter):
         once = max(_sample(call, 1, clock), 1e-9)
         counts[name] = max(1, math.ceil(min_time / once))
     samples = {name: [] for name in candidates}
-    order = list(candidates)
+    order, shuffle = list(candidates), random.Random(0).shuffle
     for _ in range(repeats):
+        shuffle(order)  # nobody is always the one that runs after a certain other
         for name in order:
             samples[name].append(_sample(candidates[name], counts[name], clock))
-        order = order[1:] + order[:1]  # nobody is always the one that runs after a certain other
     return {name: statistics.median(values) for name, values in samples.items()}
 
 

@@ -34,6 +34,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cpu_isas") = TK_CPU_ISAS;
   m.attr("cuda_decision") = TK_CUDA_DECISION;
   m.def("cpu_isa", &tk_cpu_isa);
+  m.def("tile_costs", [] {
+    std::array<double, 4> costs;
+    return tk_tile_costs_cpu(costs.data()) ? py::cast(costs) : py::none();
+  });
   bind_cuda(m);
 
   m.def("mode_dot_cpu", [](int dtype, uintptr_t x, int64_t outer, int64_t n, int64_t inner, uintptr_t matrix,

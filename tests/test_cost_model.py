@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels import cost_model
+from tucker_kernels import calibrate, cost_model
 
 LAYER = cost_model.Conv(32, 128, 128, 32, 32, (16, 16), (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
 DTYPES = ["float64", "float32", "bfloat16", "float16"]
@@ -64,10 +64,15 @@ def test_low_rank_factors_and_full_rank_reconstructs():
     assert cost_model.choose(full, ("chain", "reconstruct")) == "reconstruct"
 
 
+def rates(rate=1e30, bandwidth=1e30, forward=1e-5, training=1e-5, team=1.0):
+    return cost_model.Rates(rate, bandwidth, forward, training, team)
+
+
 def test_the_path_in_use_stays_until_another_is_a_tenth_faster():
     def with_times(chain, fused):
-        rates = cost_model.Rates(1e30, 1e30, 1e30, 1e30, chain / 3, fused)
-        return {"float32": rates}
+        return {
+            "float32": {name: rates(forward=t) for name, t in (("chain", chain), ("fused", fused), ("reconstruct", 9))}
+        }
 
     paths = ("chain", "fused")
     for fused, expected in ((0.99, "chain"), (0.91, "chain"), (0.89, "fused"), (0.5, "fused")):
@@ -111,7 +116,7 @@ def test_fused_is_offered_where_a_back_end_has_it(choice, offered, monkeypatch):
 
 def test_constants_survive_the_file(tmp_path):
     path = tmp_path / "folder" / "machine.json"
-    found = {"float32": cost_model.Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)}
+    found = {"float32": {name: cost_model.Rates(1.0, 2.0, 3.0, 4.0, i) for i, name in enumerate(cost_model.PATHS, 5)}}
     assert cost_model.save(found, path) == path
     assert cost_model.load(path) == cost_model.DEFAULTS | found
 
@@ -122,15 +127,23 @@ def test_without_a_file_the_defaults_hold_silently(tmp_path):
         assert cost_model.load(tmp_path / "none.json") == cost_model.DEFAULTS
 
 
-GOOD = dataclasses.asdict(cost_model.DEFAULTS["float32"])
+GOOD = {name: dataclasses.asdict(constants) for name, constants in cost_model.DEFAULTS["float32"].items()}
+
+
+def changed(**constants):
+    return json.dumps({"rates": {"float32": GOOD | {"chain": GOOD["chain"] | constants}}})
+
+
 BROKEN = {
     "empty": "",
     "half written": '{"rates": {"float32"',
     "another kind": "[1, 2]",
-    "a constant missing": json.dumps({"rates": {"float32": {"chain": 1.0}}}),
-    "not a number": json.dumps({"rates": {"float32": GOOD | {"chain": "fast"}}}),
-    "zero": json.dumps({"rates": {"float32": GOOD | {"bandwidth": 0}}}),
-    "nan": json.dumps({"rates": {"float32": GOOD | {"launch": float("nan")}}}),
+    "a constant missing": json.dumps({"rates": {"float32": GOOD | {"chain": {"rate": 1.0}}}}),
+    "a path missing": json.dumps({"rates": {"float32": {"chain": GOOD["chain"]}}}),
+    "of an older version": json.dumps({"rates": {"float32": {"chain": 9e10, "fused": 9e10, "launch": 1e-5}}}),
+    "not a number": changed(rate="fast"),
+    "zero": changed(bandwidth=0),
+    "nan": changed(forward=float("nan")),
 }
 
 
@@ -146,3 +159,47 @@ def test_a_file_that_holds_no_constants_is_ignored_with_one_warning(content, tmp
 def test_the_file_follows_the_configuration_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert cost_model.machine_file() == tmp_path / "tucker-kernels" / "machine.json"
+
+
+def test_fit_finds_the_constants_that_made_the_times():
+    true = {
+        "chain": rates(8e10, 1e10, 9e-5, 4e-4, 3.0),
+        "fused": rates(1e11, 2e10, 5e-5, 2e-4, 2.0),
+        "reconstruct": rates(5e10, 3e10, 2e-5, 1e-4, 1.5),
+    }
+    samples = [
+        (path, conv, training, threads, cost_model.seconds(path, conv, "float32", training, threads, {"float32": true}))
+        for path, conv, training, threads in itertools.product(true, calibrate.LAYERS, (False, True), (1, 2))
+    ]
+    for path, found in calibrate.fit(samples, "float32").items():
+        assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(true[path]), rel=1e-3)
+
+
+def test_calibrate_measures_every_constant(monkeypatch):
+    """Times are made up, in place of the layers' own."""
+    monkeypatch.setattr(calibrate, "_seconds", lambda run: run)
+    monkeypatch.setattr(calibrate, "call", lambda path, conv, dtype, training: cost_model.seconds(path, conv))
+    before = torch.get_num_threads()
+    found = calibrate.measure(["float32"])
+    assert torch.get_num_threads() == before
+    assert set(found["float32"]) == set(cost_model.PATHS)
+
+
+@pytest.mark.parametrize("path", cost_model.PATHS)
+def test_calibration_layers_run(path):
+    for conv in calibrate.LAYERS[:3]:
+        calibrate.call(path, conv, torch.float32, True)()
+
+
+def test_the_model_counts_tiles_where_the_kernel_uses_them():
+    """Tiles round differently from the direct sum; the model must foresee which of the two a layer gets."""
+    if not cost_model.TILES:
+        pytest.skip("this build never works in tiles")
+    for side, r in itertools.product((4, 5, 8, 16), (4, 8, 16, 64)):
+        size = (side, side)
+        conv = cost_model.Conv(4, r, r, None, None, size, size, (3, 3), (1, 1), (1, 1), (1, 1))
+        x, core = torch.randn(4, r, side, side), torch.randn(r, r, 3, 3)
+        x, core = x.round(decimals=1).mul(8).round(), core.mul(4).round()  # the direct sum is exact
+        y = tk.tucker_conv(x, core, [None] * 4, padding=1, path="fused")
+        exact = torch.equal(y, torch.nn.functional.conv2d(x, core, padding=1))
+        assert exact == (cost_model._window_products(conv) == 4 * cost_model._inside(conv)), (side, r)

@@ -1,10 +1,11 @@
 """`python -m tucker_kernels calibrate`: measures the constants of `cost_model` on this machine and keeps them.
 
-Each rate is what a typical layer (128 channels, 16×16 pixels, rank 32) reaches after its bytes and launches are taken
-off, so that the model agrees with the measurement where it was made. One thread.
+A few layers of all kinds are timed by every path, forward and backward, with one thread and with torch's number; the
+constants are those whose expected times have the least logarithmic error. Other work on the machine spoils them.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 
@@ -13,59 +14,126 @@ import torch
 from tucker_kernels import cost_model
 from tucker_kernels.convolution import tucker_conv
 
-LAYER = cost_model.Conv(8, 128, 128, 32, 32, (16, 16), (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
-TINY = dataclasses.replace(LAYER, batch=1, n_out=8, n_in=8, r_out=8, r_in=8, size=(1, 1), out_size=(1, 1))
+
+def _layer(batch, n_in, n_out, r_in, r_out, size, window, stride=1):
+    out = -(-size // stride)
+    return cost_model.Conv(
+        *(batch, n_out, n_in, r_out, r_in), *((n, n) for n in (size, out, window, stride, window // 2, 1))
+    )
 
 
-def _seconds(call, repeats=15):
+# From launches to arithmetic, ranks from a sixteenth to all of the channels.
+LAYERS = (
+    _layer(1, 16, 16, 2, 2, 5, 1),
+    _layer(1, 24, 24, 8, 8, 9, 3),
+    _layer(4, 32, 64, 16, 24, 12, 3, 2),
+    _layer(16, 24, 24, 6, 6, 24, 3),
+    _layer(16, 48, 48, 12, 12, 20, 1),
+    _layer(4, 64, 64, 48, 48, 16, 3),
+    _layer(16, 96, 96, 16, 16, 16, 3),
+    _layer(1, 128, 128, 16, 16, 24, 3),
+    _layer(8, 128, 128, 96, 96, 10, 1),
+    _layer(8, 192, 96, 64, 48, 10, 3),
+    _layer(2, 256, 256, 32, 32, 12, 3, 2),
+    _layer(16, 256, 384, 96, 128, 6, 1),
+    _layer(4, 320, 320, 160, 160, 6, 3),
+    _layer(24, 384, 384, 48, 48, 4, 3),
+    _layer(2, 512, 512, 384, 384, 5, 1),
+    _layer(1, 512, 768, 64, 96, 8, 3),
+)
+
+
+def call(path, conv, dtype, training=False):
+    """A function that runs one layer: forward, or forward and backward."""
+    x = torch.randn(conv.batch, conv.n_in, *conv.size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    core = torch.randn(*conv.ranks, *conv.window, dtype=dtype) / (conv.ranks[1] * math.prod(conv.window)) ** 0.5
+    factors = [
+        None if r is None else torch.randn(n, r, dtype=dtype) / n**0.5
+        for n, r in ((conv.n_out, conv.r_out), (conv.n_in, conv.r_in))
+    ]
+    operands = [x, core, *(factor for factor in factors if factor is not None)]
+    for operand in operands:
+        operand.requires_grad_(training)
+    geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "path": path}
+
+    def run():
+        y = tucker_conv(x, core, [*factors, None, None], **geometry)
+        if training:
+            torch.autograd.grad(y, operands, y.detach())
+
+    return run
+
+
+def fit(samples, dtype):
+    """The constants per path that explain measured times best.
+
+    Args:
+        samples: (path, conv, training, threads, seconds) each, at least one of every path.
+
+    Returns: {path: Rates}, of the least sum of Huber losses of log(expected / measured). Constants that the samples do
+    not determine, such as those of several threads where one was used, stay at the shipped ones.
+    """
+    return {
+        path: _fit([sample[1:] for sample in samples if sample[0] == path], path, dtype) for path in cost_model.PATHS
+    }
+
+
+def _fit(samples, path, dtype):
+    def column(value):
+        return torch.tensor([value(*sample) for sample in samples], dtype=torch.float64)
+
+    size = cost_model.BYTES[dtype]
+    passes = column(lambda conv, training, threads, seconds: 3 if training else 1)
+    operations = column(lambda conv, training, threads, seconds: cost_model.operations(path, conv) / threads)
+    moved = column(lambda conv, training, threads, seconds: cost_model.memory(path, conv, size))
+    several = column(lambda conv, training, threads, seconds: threads > 1) > 0
+    measured = column(lambda conv, training, threads, seconds: seconds).log()
+    shipped = dataclasses.astuple(cost_model.DEFAULTS[dtype][path])
+    logs = torch.tensor(shipped, dtype=torch.float64).log().requires_grad_()
+    optimizer = torch.optim.LBFGS([logs], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss():
+        rate, bandwidth, forward, training, team = logs.exp()
+        calls = torch.where(passes > 1, training, forward) * torch.where(several, team, 1.0)
+        expected = passes * (operations / rate + moved / bandwidth) + calls
+        error = torch.nn.functional.huber_loss(expected.log(), measured, delta=0.3)
+        optimizer.zero_grad()
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    return cost_model.Rates(*logs.exp().tolist())
+
+
+def _seconds(call, repeats=7, least=0.0005):
     call()
+    start = time.perf_counter()
+    call()
+    count = max(1, math.ceil(least / (time.perf_counter() - start)))
     samples = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - start)
+        for _ in range(count):
+            call()
+        samples.append((time.perf_counter() - start) / count)
     return statistics.median(samples)
 
 
-def _call(path, conv, dtype):
-    x = torch.randn(conv.batch, conv.n_in, *conv.size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    core = torch.randn(conv.r_out, conv.r_in, *conv.window, dtype=dtype)
-    factors = [torch.randn(n, r, dtype=dtype) for n, r in ((conv.n_out, conv.r_out), (conv.n_in, conv.r_in))]
-
-    def call():
-        with torch.no_grad():
-            tucker_conv(x, core, [*factors, None, None], padding=1, path=path)
-
-    return call
-
-
-def measure():
-    """Constants per dtype."""
-    source = torch.empty(1 << 24, dtype=torch.uint8)
-    target = torch.empty_like(source)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def measure(dtypes=tuple(cost_model.DEFAULTS)):
+    """The constants: {dtype: {path: Rates}}."""
+    before = torch.get_num_threads()
+    found = {}
     try:
-        bandwidth = 2 * source.numel() / _seconds(lambda: target.copy_(source))
-        found = {}
-        for name in cost_model.DEFAULTS:
-            dtype = getattr(torch, name)
-            tiny = {path: _seconds(_call(path, TINY, dtype), 200) for path in ("chain", "fused")}
-            launches = {"launch": tiny["chain"] / 3, "fused_launch": tiny["fused"]}
-            fixed = {"chain": tiny["chain"], "fused": tiny["fused"], "reconstruct": 4 * launches["launch"]}
-            rates = {}
-            for path in cost_model.PATHS:
-                moved = cost_model.memory(path, LAYER, cost_model.BYTES[name]) / bandwidth
-                spent = _seconds(_call(path, LAYER, dtype))
-                # At least a tenth of the time is arithmetic, whatever was disturbed meanwhile.
-                rates[path] = cost_model.operations(path, LAYER) / max(spent - moved - fixed[path], spent / 10)
-            found[name] = cost_model.Rates(
-                chain=rates["chain"],
-                fused=rates["fused"],
-                dense=rates["reconstruct"],
-                bandwidth=bandwidth,
-                **launches,
-            )
+        for name in dtypes:
+            samples = []
+            for threads in sorted({1, before}):
+                torch.set_num_threads(threads)
+                for conv in LAYERS:
+                    for path in cost_model.PATHS:
+                        for training in (False, True):
+                            spent = _seconds(call(path, conv, getattr(torch, name), training))
+                            samples.append((path, conv, training, threads, spent))
+            found[name] = fit(samples, name)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return found

@@ -5,10 +5,11 @@
                  image are skipped, and 3×3 windows of stride 1 may run in tiles with 36 products instead of 144
     reconstruct  the full weight, then one library convolution
 
-    seconds = operations / (rate · threads) + bytes / bandwidth + launch · operators
+    seconds = passes · (operations / (rate · threads) + bytes / bandwidth) + call
 
-Training is three times a forward pass (its backward has two products for each of the forward's). The constants are
-shipped defaults, or what `python -m tucker_kernels calibrate` measured and wrote to `machine_file()`.
+A forward and a backward pass are three (the backward has two products for each of the forward's). What a call costs
+whatever its size differs with the direction and with one or several threads. The constants are shipped defaults, or
+what `python -m tucker_kernels calibrate` measured and wrote to `machine_file()`.
 """
 
 import dataclasses
@@ -22,8 +23,14 @@ from pathlib import Path
 
 import torch
 
+try:
+    from tucker_kernels import _C
+except ImportError:  # `backends` says why
+    _C = None
+
 PATHS = ("chain", "fused", "reconstruct")
-WINOGRAD = os.environ.get("TK_WINOGRAD") != "0"  # as the compiled kernels read it
+# By which the compiled kernel decides whether to work in tiles; None: never.
+TILES = None if _C is None else _C.tile_costs()
 HYSTERESIS = 0.1  # a path that is in use stays unless another is expected to take this much less time
 
 
@@ -54,21 +61,33 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Constants of one dtype on one machine; rates are of one thread, in operations and bytes a second."""
+    """Constants of one path in one dtype on one machine."""
 
-    chain: float
-    fused: float
-    dense: float
-    bandwidth: float
-    launch: float  # of one library convolution, in seconds
-    fused_launch: float
+    rate: float  # operations a second, of one thread
+    bandwidth: float  # bytes a second
+    forward: float  # seconds of a call without arithmetic
+    training: float  # the same with a backward pass
+    team: float  # how many times as long those are with several threads
 
 
-# Measured on a Zen 4 core with AVX-512 (`python -m tucker_kernels calibrate`), rounded.
+# Measured on a Zen 4 core with AVX-512, rounded: float32 on half of the layers of bench/cost_model.py, the others by
+# `python -m tucker_kernels calibrate`.
 DEFAULTS = {
-    "float32": Rates(9.0e10, 9.5e10, 1.0e11, 2.0e10, 1.0e-5, 3.0e-5),
-    "float64": Rates(2.0e10, 4.7e10, 2.0e10, 2.0e10, 1.0e-5, 3.0e-5),
-    "bfloat16": Rates(1.8e11, 8.0e10, 2.1e11, 2.0e10, 1.0e-5, 3.0e-5),
+    "float32": {
+        "chain": Rates(9.5e10, 1.2e10, 9.0e-5, 3.8e-4, 3.4),
+        "fused": Rates(1.0e11, 1.6e10, 5.1e-5, 2.5e-4, 2.2),
+        "reconstruct": Rates(1.0e11, 1.2e10, 7.3e-5, 4.3e-4, 2.1),
+    },
+    "float64": {
+        "chain": Rates(5.2e10, 1.2e10, 6.3e-5, 3.1e-4, 4.5),
+        "fused": Rates(5.8e10, 3.7e10, 4.5e-5, 1.8e-4, 2.8),
+        "reconstruct": Rates(3.9e10, 4.7e10, 6.0e-5, 3.3e-4, 3.0),
+    },
+    "bfloat16": {
+        "chain": Rates(2.3e11, 1.7e10, 1.9e-4, 6.6e-4, 2.4),
+        "fused": Rates(1.1e11, 8.3e9, 5.5e-5, 2.1e-4, 2.8),
+        "reconstruct": Rates(2.1e11, 5.4e9, 1.2e-4, 5.6e-4, 1.8),
+    },
 }
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -90,10 +109,11 @@ def load(path=None):
             warnings.warn(f"{path} cannot be read; the shipped constants are used", stacklevel=2)
         return rates
     try:
-        found = {name: Rates(**values) for name, values in json.loads(text)["rates"].items() if name in DEFAULTS}
-        for name, values in found.items():
-            if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in dataclasses.astuple(values)):
-                raise ValueError(f"{name} has a constant that is not a positive number")
+        given = {name: paths for name, paths in json.loads(text)["rates"].items() if name in DEFAULTS}
+        found = {name: {path: Rates(**paths[path]) for path in PATHS} for name, paths in given.items()}
+        for name, path in itertools.product(found, PATHS):
+            if not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in vars(found[name][path]).values()):
+                raise ValueError(f"{name}, {path} has a constant that is not a positive number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
             f"{path} does not hold constants ({error}); the shipped ones are used. Run "
@@ -109,7 +129,8 @@ def save(rates, path=None):
     path = machine_file() if path is None else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"rates": {k: dataclasses.asdict(v) for k, v in rates.items()}}, indent=1) + "\n")
+    given = {dtype: {path: dataclasses.asdict(r) for path, r in paths.items()} for dtype, paths in rates.items()}
+    temporary.write_text(json.dumps({"rates": given}, indent=1) + "\n")
     temporary.replace(path)
     return path
 
@@ -148,12 +169,13 @@ def operations(path, conv):
 
 def _window_products(conv):
     """Products per input and output channel of the fused kernel's core window, transforms of tiles included."""
-    products, (r_out, r_in) = conv.batch * _inside(conv), conv.ranks
-    if WINOGRAD and conv.window == (3, 3) and conv.stride == conv.dilation == (1, 1):
-        tiles = conv.batch * math.prod([-(-n // 4) for n in conv.out_size])  # a list: torch.compile traces it
-        transforms = 420 * max(r_out, r_in) / (r_out * r_in) if r_out * r_in else 0
-        products = min(products, tiles * (40 + transforms) + 250)
-    return products
+    direct, (r_out, r_in) = conv.batch * _inside(conv), conv.ranks
+    if not TILES or not r_out * r_in or conv.window != (3, 3) or conv.stride != (1, 1) or conv.dilation != (1, 1):
+        return direct
+    per_tile, transforms, weight, gain = TILES
+    tiles = conv.batch * math.prod([-(-n // 4) for n in conv.out_size])  # a list: torch.compile traces it
+    tiled = tiles * (per_tile + transforms * max(r_out, r_in) / (r_out * r_in)) + weight
+    return tiled if tiled < gain * direct else direct
 
 
 @functools.lru_cache(1024)
@@ -178,27 +200,23 @@ def project_gradient(conv, known=(0, 0)):
 
 
 def memory(path, conv, bytes_per_element):
-    """Bytes of images that one forward pass reads and writes."""
-    (r_out, r_in), (pixels_in, pixels_out) = conv.ranks, conv.pixels
+    """Bytes that one forward pass reads and writes: images, and weights three times, which are packed first."""
+    (r_out, r_in), (pixels_in, pixels_out), taps = conv.ranks, conv.pixels, math.prod(conv.window)
     elements = pixels_in * conv.n_in + pixels_out * conv.n_out
-    if path == "chain":
-        elements += 2 * (pixels_in * r_in if conv.r_in is not None else 0)
-        elements += 2 * (pixels_out * r_out if conv.r_out is not None else 0)
-    return elements * bytes_per_element
+    if path == "reconstruct":
+        return (elements + 3 * taps * conv.n_out * (conv.n_in + r_in)) * bytes_per_element
+    for pixels, n, r in ((pixels_in, conv.n_in, conv.r_in), (pixels_out, conv.n_out, conv.r_out)):
+        if r is not None:
+            elements += 3 * n * r + (2 * pixels * r if path == "chain" else 0)
+    return (elements + 3 * taps * r_out * r_in) * bytes_per_element
 
 
 def seconds(path, conv, dtype="float32", training=False, threads=1, machine=None):
     """Expected time of a forward pass, or of a forward and a backward pass."""
-    rates = (MACHINE if machine is None else machine)[dtype if dtype in DEFAULTS else "float32"]
-    rate = {"chain": rates.chain, "fused": rates.fused, "reconstruct": rates.dense}[path]
-    passes = 3 if training else 1
-    work = operations(path, conv) / (rate * threads) + memory(path, conv, BYTES[dtype]) / rates.bandwidth
-    launches = {
-        "chain": rates.launch * (1 + (conv.r_in is not None) + (conv.r_out is not None)),
-        "fused": rates.fused_launch,
-        "reconstruct": 4 * rates.launch,
-    }[path]
-    return passes * (work + launches)
+    rates = (MACHINE if machine is None else machine)[dtype if dtype in DEFAULTS else "float32"][path]
+    work = operations(path, conv) / (rates.rate * threads) + memory(path, conv, BYTES[dtype]) / rates.bandwidth
+    call = (rates.training if training else rates.forward) * (rates.team if threads > 1 else 1)
+    return (3 if training else 1) * work + call
 
 
 _expected = functools.lru_cache(4096)(seconds)

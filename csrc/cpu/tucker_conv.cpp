@@ -179,6 +179,12 @@ tk_status check_conv2d(const tk_conv2d& g) {
 
 }  // namespace tk
 
+int tk_tile_costs_cpu(double costs[4]) {
+  const tk::TileCosts& c = tk::tile_costs;
+  costs[0] = c.products, costs[1] = c.transforms, costs[2] = c.weights, costs[3] = c.gain;
+  return tk::winograd_allowed();
+}
+
 tk_status tk_tucker_conv_forward_cpu(tk_dtype dtype, const tk_conv2d* conv, const void* x, const void* core,
                                      const void* out_factor, const void* in_factor, const void* bias, void* y,
                                      void* z, void* t, int threads) {

@@ -38,6 +38,14 @@ struct Range {
 };
 Range tap_range(const Axis& axis, int64_t index);
 
+// When the core window works in Winograd tiles, measured: cycles per tile, for 36 products of two channels
+// and for both transforms of a vector of channels, and for the transform of a vector of weights; and the part
+// of the direct sum's cycles that all of these must stay below.
+struct TileCosts {
+  double products, transforms, weights, gain;
+};
+constexpr TileCosts tile_costs{1.1 * 36, 420, 250, 0.9};
+
 // Element distances in an image buffer.
 struct Pitch {
   int64_t image, row, pixel;

@@ -36,13 +36,13 @@ WindowCost window_cost(const tk_conv2d& g, const int64_t (&result)[2]) {
   return {products, taps * products, tiles};
 }
 
-// A measured estimate: the two transforms of a tile take about 420 cycles a vector, that of the weights 250.
 template <class T>
 bool prefer_tiles(const tk_conv2d& g, const int64_t (&result)[2]) {
   const WindowCost c = window_cost<T>(g, result);
-  const double transforms = 420 * double(std::max(g.r_in, g.r_out)) / simd<T>().lanes;
+  const double transforms = tile_costs.transforms * double(std::max(g.r_in, g.r_out)) / simd<T>().lanes;
   return c.tiles > 0 &&
-         c.tiles * (1.1 * tile_taps * c.products + transforms) + 250 * c.products < 0.9 * c.direct;
+         c.tiles * (tile_costs.products * c.products + transforms) + tile_costs.weights * c.products <
+             tile_costs.gain * c.direct;
 }
 
 // The pixels of tiles of a band: pointers, `outside` where there is no pixel.

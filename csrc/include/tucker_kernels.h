@@ -38,6 +38,12 @@ TK_API const char* tk_status_string(tk_status status);
  * TK_ISA lowers it (for tests); asking for one the machine lacks is ignored. */
 TK_API const char* tk_cpu_isa(void);
 
+/* By what tk_tucker_conv_*_cpu decide whether a 3x3 window of stride 1 works in tiles of 4x4 pixels: if
+ * tiles * (costs[0] + costs[1] max(r_in, r_out) / (r_in r_out)) + costs[2] is less than costs[3] times the
+ * taps inside the images, summed over all pixels. Returns 0 if it never does (the environment variable
+ * TK_WINOGRAD is 0), else 1. */
+TK_API int tk_tile_costs_cpu(double costs[4]);
+
 /* n-mode product. x is (outer, n, inner), matrix is (rows, n), or (n, rows) when transpose is non-zero;
  * y is (outer, rows, inner):  y[o,r,i] = sum_k matrix[r,k] x[o,k,i]. */
 TK_API tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t n, int64_t inner,
