@@ -55,7 +55,7 @@ def tensors(model, optimizer):
 
 BASES = {
     "sgd": {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3},
-    "nesterov": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "max_grad_norm": 0.5},
+    "nesterov": {"lr": 0.05, "momentum": 0.9, "nesterov": True, "max_grad_norm": 0.5, "max_rank": 6},
     # Adam divides by the size of each entry; a large eps keeps it from turning rounding noise into a step.
     "adam": {"lr": 0.01, "base": "adam", "eps": 1e-2, "weight_decay": 1e-3, "max_grad_norm": 0.5},
     "adamw": {"lr": 0.01, "base": "adamw", "eps": 1e-2, "weight_decay": 0.1, "amsgrad": True},

@@ -110,6 +110,24 @@ def equals_one_process(rank, world, integrator, micro_batches):
         assert torch.allclose(value, expected[name], rtol=0, atol=1e-9), name
 
 
+def compiled_equals_eager(rank, world):
+    ends = []
+    for compiled in (False, True):
+        model = network(seed=0)
+        ddp = DistributedDataParallel(model)
+        optimizer = tdlrt.TDLRT(ddp, **OPTIONS)
+        if compiled:
+            model.compile(backend="aot_eager")
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(ddp, *(t[rank::world] for t in batch(step, 4 * world))).backward()
+            optimizer.step()
+            assert_equal_everywhere(flat(ddp, optimizer))
+        ends.append(tdlrt.to_dense(model).state_dict())
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], rtol=0, atol=1e-11), name
+
+
 def stays_bitwise_equal(rank, world, steps):
     ddp = DistributedDataParallel(network(seed=rank, dtype=torch.float32))
     optimizer = tdlrt.TDLRT(ddp, **{**OPTIONS, "tol": 0.02})
@@ -374,6 +392,11 @@ def test_two_processes_with_shards(tmp_path):
 
 def test_a_process_that_dies_does_not_hang_the_others(tmp_path):
     run(tmp_path, 2, (dies,))
+
+
+@pytest.mark.long
+def test_two_compiled_processes(tmp_path):
+    run(tmp_path, 2, (compiled_equals_eager,))
 
 
 @pytest.mark.long

@@ -22,8 +22,7 @@ CHOICES = {
 # What a captured step can have: the other settings decide on the host.
 CAPTURABLE = {
     **{"integrator": ("one_pass",), "base": tuple(BASES), "retain": ("deferred",), "budget": (None,)},
-    **{"rank_multiple": (1,), "conditioning": (0.0,), "basis_every": (1,), "rank_every": (1,)},
-    **{"min_rank": (1,), "max_rank": (None,)},
+    **{"rank_multiple": (1,), "conditioning": (0.0,), "basis_every": (1,), "rank_every": (1,), "min_rank": (1,)},
 }
 
 

@@ -87,7 +87,10 @@ class CapturedStep:
             tol=[max(o.tolerance(e.layer) or 0.0, least) for e in moved],
             modes=[tuple(e.layer.modes) for e in moved],
             min_rank=1,
-            max_rank=[tuple(e.core.shape) for e in moved],
+            max_rank=[
+                tuple(min(n, o.max_rank or n) if i in e.layer.modes else n for i, n in enumerate(e.core.shape))
+                for e in moved
+            ],
             tolerance_mode=o.tolerance_mode,
         )
         finite.append(error.isfinite().all())
