@@ -136,6 +136,10 @@ py::dict describe(const tk::Plan& plan) {
   out["launches"] = launches;
   out["workspace"] = plan.workspace;
   out["table"] = py::bytes(reinterpret_cast<const char*>(plan.table.data()), plan.table.size());
+  py::list stores;
+  for (const tk::TablePiece& piece : tk::pieces(plan.table))
+    stores.append(py::bytes(reinterpret_cast<const char*>(&piece), sizeof piece));
+  out["stores"] = stores;
   return out;
 }
 

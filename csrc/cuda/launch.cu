@@ -1,7 +1,5 @@
 // Runs launch plans on a stream; the only file that launches kernels. Compiled by nvcc for GPUs, and by g++
 // against csrc/emu for tests, where "device" pointers are host pointers.
-#include <algorithm>
-
 #include "core/portability.h"
 #include "cuda/operators.h"
 #include "kernels/finish_truncation.cuh"
@@ -15,16 +13,11 @@
 namespace tk {
 namespace {
 
-void store(const Plan& plan, char* workspace, cudaStream_t stream) {
-  constexpr size_t piece_bytes = sizeof(TablePiece);
-  for (size_t at = 0; at < plan.table.size(); at += piece_bytes) {
-    TablePiece piece;
-    const size_t bytes = std::min(piece_bytes, plan.table.size() - at);
-    std::memcpy(&piece, plan.table.data() + at, bytes);
-    TK_LAUNCH(store_table, dim3(1), dim3(256), 0, stream, piece,
-              reinterpret_cast<TablePiece::Word*>(workspace + at),
-              static_cast<int>(bytes / sizeof(TablePiece::Word)));
-  }
+void store(const Plan& plan, void* workspace, cudaStream_t stream) {
+  constexpr int groups = store_threads / 32;
+  for (const TablePiece& piece : pieces(plan.table))
+    TK_LAUNCH(store_table, dim3((piece.groups + groups - 1) / groups), dim3(store_threads), 0, stream, piece,
+              static_cast<uint32_t*>(workspace));
 }
 
 // A launch on the way to its kernel.
@@ -114,7 +107,7 @@ tk_status run(PlanFunction<Problem> make, tk_dtype dtype, int32_t count, const P
   if (*workspace_bytes < plan.workspace) return TK_INVALID_ARGUMENT;
   char* base = static_cast<char*>(workspace);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  store(plan, base, stream);
+  store(plan, workspace, stream);
   for (const Launch& launch : plan.launches) {
     const Start next{launch, base + launch.table, stream};
     status = plan.dtype == TK_FLOAT64 ? start<double>(next) : start<float>(next);

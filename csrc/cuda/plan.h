@@ -43,6 +43,9 @@ struct Plan {
   int64_t workspace;  // bytes, the table included
 };
 
+// The table as what brings it to the device, in as few launches as hold it.
+std::vector<TablePiece> pieces(const std::vector<unsigned char>& table);
+
 // What a plan must know of the device.
 struct Device {
   int32_t multiprocessors;

@@ -19,6 +19,18 @@
 
 namespace tk {
 
+// A piece of a table on its way to the device, without its zeros, which are about half of it. It is passed by
+// value: kernel parameters are copied at launch, so nothing on the host has to stay alive, no copy waits for
+// the host, and a captured graph replays the same table.
+//
+// The table is cut into groups of 32 words. Group g of the piece has two words: bit i of word[2 g] says that
+// its word i is not zero; those that are not follow each other from word[2 g + 1] on.
+struct TablePiece {
+  static constexpr int32_t capacity = 8180;  // 32,728 bytes in all; a kernel takes 32,764 bytes of parameters
+  int32_t first_group, groups;
+  uint32_t word[capacity];
+};
+
 // What a product writes where the flag is set.
 enum class OnFlag : int32_t { skip, zero, source, identity, nan };
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 
 #include "core/portability.h"
+#include "kernels/limits.h"
+#include "kernels/problems.h"
 
 #if defined(__CUDACC__)
 #define TK_GRID_CONSTANT __grid_constant__
@@ -50,18 +52,13 @@ __device__ __forceinline__ T block_sum(T value, T* part) {
   return sum;
 }
 
-// A piece of a table, passed by value: kernel parameters are copied at launch, so nothing on the host has to
-// stay alive, no copy waits for the host, and a captured graph replays the same table.
-struct alignas(16) TablePiece {
-  static constexpr int words = 1984;  // 31,744 bytes; a kernel takes 32,764 bytes of parameters
-  struct alignas(16) Word {
-    uint32_t lane[4];
-  } word[words];
-};
-
-__global__ void __launch_bounds__(256)
-    store_table(const TK_GRID_CONSTANT TablePiece piece, TablePiece::Word* to, int words) {
-  for (int i = threadIdx.x; i < words; i += blockDim.x) to[i] = piece.word[i];
+__global__ void __launch_bounds__(store_threads)
+    store_table(const TK_GRID_CONSTANT TablePiece piece, uint32_t* to) {
+  const int lane = threadIdx.x % 32, group = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  if (group >= piece.groups) return;
+  const uint32_t present = piece.word[2 * group], values = piece.word[2 * group + 1];
+  const uint32_t before = present & ((1u << lane) - 1);
+  to[(piece.first_group + group) * 32 + lane] = present >> lane & 1 ? piece.word[values + __popc(before)] : 0;
 }
 
 }  // namespace tk
