@@ -49,12 +49,10 @@ def test_resources_are_those_of_the_table(measured, architecture):
 
 
 @pytest.mark.long
-def test_no_other_architecture_spills_but_one_kernel_on_two():
+def test_no_other_architecture_spills():
     measured = cuda_resources.parse(cuda_resources.compile_all(cuda_resources.OTHERS))
     assert set(measured) == set(cuda_resources.OTHERS)
     spills = {(a, name): found["spills"] for a, kernels in measured.items() for name, found in kernels.items()}
-    for known in (("sm_100", "jacobi_svd<float>"), ("sm_120", "jacobi_svd<float>")):
-        assert spills.pop(known) <= 32  # bytes, of 1,024 threads with 64 registers each
     assert not {key: count for key, count in spills.items() if count}
 
 

@@ -26,13 +26,17 @@ namespace tk {
 
 template <class T>
 struct JacobiColumns {
-  static constexpr int cached =
-      sizeof(T) == 4 ? 8 : 1;  // elements of a column that a lane keeps in registers
-  double* energy;              // of column j, relative to the trace
-  T* squares;                  // ‖column j‖²
-  int* order;                  // columns by descending energy
-  T *near, *far;               // columns below `resident` are in shared memory, the others in device memory
-  int n, rows, resident;       // rows of a column
+  // Elements of a column that a lane keeps in registers; what does not spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int cached = sizeof(T) == 4 ? 6 : 1;
+#else
+  static constexpr int cached = sizeof(T) == 4 ? 8 : 1;
+#endif
+  double* energy;         // of column j, relative to the trace
+  T* squares;             // ‖column j‖²
+  int* order;             // columns by descending energy
+  T *near, *far;          // columns below `resident` are in shared memory, the others in device memory
+  int n, rows, resident;  // rows of a column
 
   // `memory` holds what jacobi_svd_shared says.
   __device__ JacobiColumns(void* memory, T* far, int n, int rows, int resident)
