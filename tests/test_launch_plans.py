@@ -137,8 +137,8 @@ def tangents(draw):
 def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, device):
     plan = check(_C.tangent_basis_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
     kernels = [launch["kernel"] for launch in plan["launches"]]
-    assert len(kernels) <= 8
-    assert kernels.count("semidefinite_cholesky") == 2
+    assert len(kernels) <= (12 if dtype else 8)
+    assert kernels.count("semidefinite_cholesky") == (3 if dtype else 2)
     for launch in plan["launches"]:
         if launch["kernel"] == "semidefinite_cholesky":
             assert [p["size"] for p in launch["problems"]] == [p[6] for p in problems]

@@ -9,9 +9,9 @@ Products take any size. Factorisations take matrices whose smaller side (for `ta
 for `hosvd_truncate` and `gram_solve` the mode) is at most 1024; a call with a larger one goes to the reference, which
 waits for the device, and the log of `tucker_kernels` says so.
 
-Limits of the method: factors come from Gram matrices in float64. For float32 that is more than enough; in float64 a
-remainder below about √ε, relative to its column and the coefficients with which earlier columns explain it, counts as
-zero. QR and SVD leave exact zeros where a vector is not determined.
+Limits of the method: factors come from Gram matrices in float64. For float32 that is more than enough. In float64 what
+one of them cannot see is left to a second; a remainder below about 8 n ε, relative to its column and the coefficients
+with which earlier columns explain it, counts as zero. QR and SVD leave exact zeros where a vector is not determined.
 """
 
 import logging

@@ -5,7 +5,10 @@
 //   W ← W − U Uᵀ W;  V ← W R⁻¹ once more.
 //
 // R⁻¹ and the products with it are float64: in float32 a direction that nearly depends on others would be
-// lost in the rounding of large coefficients. Columns that are nearly orthonormal already need one R alone.
+// lost in the rounding of large coefficients. A Gram matrix in float64 sees what remains of a column down to
+// √ε of it, which is enough for float32. For float64 the first factor leaves the columns with less aside, as
+// what remains of them, and a second one tells them apart before the last. Columns that are nearly
+// orthonormal already need one R alone.
 //
 // Source: Giraud, Langou, Rozložník & van den Eshof 2005; Stathopoulos & Wu 2002 (Gram-based block
 // orthogonalisation).
@@ -62,23 +65,23 @@ class OrthonormalizePlan {
       b.gram = builder.scratch<double>(o.p * o.p);
       b.inverse = builder.scratch<double>(o.p * o.p);
       buffers_.push_back(b);
-      twice_ += o.unit ? 0 : 1;
+      repeats_ |= !o.unit;
     }
   }
 
   void build() {
-    project(true);
-    factor(true);
-    solve(true);
-    if (twice_ == 0) return;
-    project(false);
-    factor(false);
-    solve(false);
+    for (int round = 0; round < (repeats_ ? rounds : 1); ++round) {
+      project(round);
+      factor(round);
+      solve(round);
+    }
   }
 
  private:
+  static constexpr int rounds = sizeof(T) == 8 ? 3 : 2;
+
   struct Buffers {
-    T *w, *x, *strips;
+    T *w, *x, *strips;  // rounds go from w to x and back
     double *gram, *inverse;
   };
 
@@ -86,30 +89,30 @@ class OrthonormalizePlan {
     return std::max<int64_t>(1, (o.p + projection_columns - 1) / projection_columns);
   }
 
-  // What the first or second factor is of.
-  Matrix<T> input(size_t i, bool first) const {
-    const auto& o = all_[i];
-    return o.unit ? o.d : Matrix<T>{first ? buffers_[i].w : buffers_[i].x, o.p, 1};
+  T* buffer(size_t i, int round) const { return round % 2 ? buffers_[i].x : buffers_[i].w; }
+  // What the factor of a round is of.
+  Matrix<T> input(size_t i, int round) const {
+    return all_[i].unit ? all_[i].d : Matrix<T>{buffer(i, round), all_[i].p, 1};
   }
-  // Whether it is the only or second one.
-  bool last(size_t i, bool first) const { return all_[i].unit || !first; }
+  bool takes_part(size_t i, int round) const { return round == 0 || !all_[i].unit; }
+  bool last(size_t i, int round) const { return all_[i].unit || round == rounds - 1; }
 
-  // w = d normalised and projected twice, or x projected once more.
-  void project(bool first) {
+  // w = d normalised and projected twice, or what a round left projected once more.
+  void project(int round) {
     std::vector<ProjectionProblem<T>> problems;
     int64_t tiles = 0, shared = project_out_shared<T>(0);
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (o.unit || (!first && o.r == 0)) continue;
-      const Matrix<T> from = first ? o.d : input(i, false);
+      if (o.unit || (round > 0 && o.r == 0)) continue;
+      const Matrix<T> from = round == 0 ? o.d : input(i, round);
       ProjectionProblem<T> p{};
       p.d = from.data, p.d_row = from.row, p.d_col = from.col;
       p.u = o.u;
-      p.out = first ? buffers_[i].w : buffers_[i].x;
+      p.out = buffer(i, round);
       p.work = buffers_[i].strips;
       p.flag = o.flag;
       p.n = static_cast<int32_t>(o.n), p.r = static_cast<int32_t>(o.r), p.cols = static_cast<int32_t>(o.p);
-      p.normalise = first, p.passes = first ? 2 : 1;
+      p.normalise = round == 0, p.passes = round == 0 ? 2 : 1;
       p.first_tile = static_cast<int32_t>(tiles);
       tiles += strips(o);
       if (p.work == nullptr) shared = std::max(shared, project_out_shared<T>(o.n));
@@ -118,33 +121,35 @@ class OrthonormalizePlan {
     builder_.persistent(Kernel::project_out, problems, tiles, projection_threads, shared);
   }
 
-  void factor(bool first) {
+  void factor(int round) {
     GramTable<T> grams;
     CholeskyTable<T> factors;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (o.unit && !first) continue;
-      grams.add(builder_, input(i, first).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
+      if (!takes_part(i, round)) continue;
+      const bool end = last(i, round), repeat = end && round > 0;
+      grams.add(builder_, input(i, round).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
       CholeskyProblem<T>& p =
-          factors.add(builder_, buffers_[i].gram, o.p, first ? o.tolerance : 0.25, o.flag);
-      p.relative = first ? gram_resolution(o.n) : 0;
+          factors.add(builder_, buffers_[i].gram, o.p, repeat ? 0.25 : o.tolerance, o.flag);
+      p.relative = repeat ? 0 : gram_resolution(o.n);
       p.inverse = buffers_[i].inverse;
-      p.pack = o.pack && last(i, first);
-      p.rank = last(i, first) ? o.rank : nullptr;
+      p.defer = !end && round + 2 < rounds;
+      p.pack = o.pack && end;
+      p.rank = end ? o.rank : nullptr;
     }
     grams.launch(builder_);
     factors.launch(builder_);
   }
 
-  // The input times R⁻¹: x, or at the end v.
-  void solve(bool first) {
+  // The input times R⁻¹: for the next round, or at the end v.
+  void solve(int round) {
     TriangularTable<T> products;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (o.unit && !first) continue;
-      const bool end = last(i, first);
-      TriangularProblem<T>& p =
-          products.add(o.n, o.p, input(i, first), buffers_[i].inverse, end ? o.v : buffers_[i].x, o.flag);
+      if (!takes_part(i, round)) continue;
+      const bool end = last(i, round);
+      TriangularProblem<T>& p = products.add(o.n, o.p, input(i, round), buffers_[i].inverse,
+                                             end ? o.v : buffer(i, round + 1), o.flag);
       if (end && o.transposed) p.out_row = 1, p.out_col = o.n;
       p.packed = o.pack && end;
       p.on_flag = end ? o.on_flag : OnFlag::skip;
@@ -155,7 +160,7 @@ class OrthonormalizePlan {
   PlanBuilder& builder_;
   const std::vector<Orthonormalization<T>>& all_;
   std::vector<Buffers> buffers_;
-  int64_t twice_ = 0;  // how many need the second factor
+  bool repeats_ = false;  // whether some need more than one factor
 };
 
 template <class T>

@@ -105,7 +105,8 @@ struct GramProblem {
 
 // Semidefinite Cholesky of (gram + shift trace I) with a static order, G = L Lᵀ. A pivot d_j that is not
 // above max(tolerance, relative gram[j,j]) drops its column: that column of L (and of the inverse) is exactly
-// zero.
+// zero. With `defer`, such a column is left for another factor instead: its pivot counts as one and it takes
+// part in nothing, so that in (what G is of) R⁻¹ it is what the columns before it leave of it.
 template <class T>
 struct CholeskyProblem {
   const double* gram;
@@ -120,7 +121,8 @@ struct CholeskyProblem {
   double shift;  // relative to the trace; where that is 0, L = I if the factor is wanted, else every column
                  // is dropped
   int32_t size;
-  int32_t sort;      // non-zero: pivots in the order of the descending diagonal of gram (stable)
+  int32_t sort;  // non-zero: pivots in the order of the descending diagonal of gram (stable)
+  int32_t defer;
   int32_t pack;      // non-zero: kept columns of the inverse first, in order, zeros after
   int32_t resident;  // rows of L that lie in shared memory
 };

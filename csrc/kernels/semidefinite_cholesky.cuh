@@ -27,7 +27,7 @@ namespace tk {
 struct PackedCholesky {
   static constexpr int panel = 8, lanes = 4;  // columns of a panel, lanes of a row
   double *near, *far;     // rows below `resident` are in shared memory, the others in device memory
-  double* inverse_pivot;  // 1 / L[j,j], or 0 where column j was dropped
+  double* inverse_pivot;  // 1 / L[j,j], 0 where column j was dropped, −1 where it was deferred
   int* order;             // row of gram that row i stands for
   int* source;            // column of L that column i of the output stands for; n: none
   int n, resident;
@@ -103,7 +103,8 @@ struct PackedCholesky {
   }
 
   // (2): the first warp, lane r with row k0 + r of the diagonal block.
-  __device__ void factor_diagonal(int k0, const double* gram, double tolerance, double relative) const {
+  __device__ void factor_diagonal(int k0, const double* gram, double tolerance, double relative,
+                                  bool defer) const {
     const int lane = threadIdx.x % 32, live = min(panel, n - k0);
     const int64_t own = order[min(k0 + lane, n - 1)];
     const double least = max(tolerance, relative * gram[own * n + own]);
@@ -116,9 +117,10 @@ struct PackedCholesky {
       const bool keep = pivot > __shfl_sync(full_warp, least, c) && c < live;
       const double inverse = keep ? rsqrt(pivot) : 0;
       a[c] *= inverse;
-      if (lane == 0 && c < live) inverse_pivot[k0 + c] = inverse;
+      if (lane == 0 && c < live) inverse_pivot[k0 + c] = keep || !defer ? inverse : -1;
 #pragma unroll
       for (int d = c + 1; d < panel; ++d) a[d] -= a[c] * __shfl_sync(full_warp, a[c], d);
+      if (defer && !keep && lane == c) a[c] = 1;
     }
 #pragma unroll
     for (int c = 0; c < panel; ++c)
@@ -134,17 +136,17 @@ struct PackedCholesky {
         x[c] = at(i, k0 + c);
 #pragma unroll
         for (int m = 0; m < c; ++m) x[c] -= x[m] * at(k0 + c, k0 + m);
-        x[c] *= inverse_pivot[k0 + c];
+        x[c] *= max(inverse_pivot[k0 + c], 0.0);
         at(i, k0 + c) = x[c];
       }
     }
   }
 
-  __device__ void factor(const double* gram, double tolerance, double relative) const {
+  __device__ void factor(const double* gram, double tolerance, double relative, bool defer) const {
     for (int k0 = 0; k0 < n; k0 += panel) {
       update_panel(k0);
       __syncthreads();
-      if (threadIdx.x < 32) factor_diagonal(k0, gram, tolerance, relative);
+      if (threadIdx.x < 32) factor_diagonal(k0, gram, tolerance, relative, defer);
       __syncthreads();
       solve_panel(k0);
       __syncthreads();
@@ -161,7 +163,7 @@ struct PackedCholesky {
 #pragma unroll
       for (int m = 0; m < r; ++m)
         if (m >= lane && r < live) sum += at(k0 + r, k0 + m) * x[m];
-      x[r] = r < live ? -sum * inverse_pivot[k0 + r] : 0;
+      x[r] = r < live ? -sum * fabs(inverse_pivot[k0 + r]) : 0;
     }
     __syncwarp();
 #pragma unroll
@@ -232,7 +234,7 @@ __device__ void semidefinite_cholesky_in(const CholeskyProblem<T>& p, double* me
   const PackedCholesky cholesky(memory, p.work, n, p.resident);
   cholesky.find_order(p.gram, p.sort != 0);
   cholesky.load(p.gram, p.shift * trace, trace == 0 && p.shift > 0 && p.factor != nullptr);
-  cholesky.factor(p.gram, p.tolerance, p.relative);
+  cholesky.factor(p.gram, p.tolerance, p.relative, p.defer != 0);
   const int rank = cholesky.find_source(p.pack != 0);
   if (p.rank != nullptr && threadIdx.x == 0) *p.rank = rank;
   if (p.factor != nullptr)

@@ -62,7 +62,7 @@ PROBLEMS = {
     "triangular_product": "p:a p:b p:out p:flag l:a_row l:a_col l:out_row l:out_col i:m i:n i:first_tile i:packed "
     "i:transposed i:newton i:on_flag",
     "semidefinite_cholesky": "p:gram p:work p:inverse p:factor p:trace p:rank p:flag d:tolerance d:relative "
-    "d:shift i:size i:sort i:pack i:resident",
+    "d:shift i:size i:sort i:defer i:pack i:resident",
     "jacobi_svd": "p:factor p:basis p:sigma p:trace p:rank p:flag d:bound d:shift d:tolerance i:size i:sweeps "
     "i:min_rank i:max_rank i:resident",
 }

@@ -145,6 +145,32 @@ def test_shift_completes_the_rank():
     assert np.array_equal(zero[0], np.eye(20))
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("near", [1.0, 0.5])
+def test_deferred_columns_are_what_the_others_leave_of_them(near):
+    """(A R⁻¹)_j = a_j − its projection on the kept columns before it, and no other column notices a_j."""
+    rng = np.random.default_rng(8)
+    n, late = 20, [4, 9, 10, 19]
+    a = np.linalg.qr(rng.standard_normal((50, n)))[0] + 0.2 * rng.standard_normal((50, n)) / 7
+    small = 1e-5 * rng.standard_normal((50, len(late)))
+    a[:, late] = a[:, [0, 1, 2, 3]] + small
+    inverse, rank = np.full((n, n), np.nan), np.full(1, -7)
+    row = emulator.problem(gram=a.T @ a, inverse=inverse, rank=rank, relative=1e-8, defer=1, size=n)
+    row |= emulator.problem(resident=int(near * n), work=np.full(n * (n + 1) // 2, np.nan))
+    emulator.launch("semidefinite_cholesky", np.float64, [row], block=THREADS, shared=shared_bytes(n, n))
+    assert rank[0] == n
+    found = a @ inverse
+    kept = np.setdiff1d(np.arange(n), late)
+    assert np.abs(found[:, kept].T @ found[:, kept] - np.eye(len(kept))).max() <= 1e-13
+    for j in late:
+        before = kept[kept < j]
+        coefficients = np.linalg.lstsq(a[:, before], a[:, j], rcond=None)[0]
+        expected = a[:, j] - a[:, before] @ coefficients
+        assert 1e-6 < np.linalg.norm(expected) < 1e-3
+        assert np.abs(found[:, j] - expected).max() <= 1e-13
+    assert not np.tril(inverse, -1).any()
+
+
 def test_a_shifted_zero_matrix_has_no_inverse_to_divide_by():
     n = 9
     inverse, rank = np.full((n, n), np.nan), np.full(1, -7)
