@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands there."""
+"""What the README and the guide show runs as it stands there."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,12 @@ import tdlrt
 import torch
 from torch import nn
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "guide.md").read_text()
+
+
+def blocks_of(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_the_python_blocks_run_in_order():
@@ -17,12 +21,42 @@ def test_the_python_blocks_run_in_order():
     x, y = torch.randn(4, 3, 8, 8), torch.arange(4)
     given = {"model": model, "loader": [(x, y)] * 3, "criterion": nn.CrossEntropyLoss()}
     before = criterion_of(given)
-    assert BLOCKS
-    for block in BLOCKS:
+    assert blocks_of(README)
+    for block in blocks_of(README):
         exec(block, given)
     assert not any(isinstance(m, tdlrt.TuckerConv2d) for m in given["plain"].modules())
     assert torch.allclose(given["plain"](x), given["model"](x), atol=1e-5)
     assert criterion_of(given) < before
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 24, 3))
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_the_recipes_of_the_guide_run_in_order():
+    torch.manual_seed(0)
+    loader = [(torch.randn(8, 16, 8, 8), torch.arange(8)) for _ in range(4)]
+    given = {"model": Network(), "loader": loader, "criterion": nn.CrossEntropyLoss()}
+    assert len(blocks_of(GUIDE)) > 6
+    for block in blocks_of(GUIDE):
+        exec(block, given)
+        if "stored = " in block:  # what was loaded computes what was stored
+            own = given["stored"]["model"]
+            assert all(torch.equal(value, own[key]) for key, value in given["model"].state_dict().items())
+    assert type(given["model"].head) is nn.Linear
+    x, model = loader[0][0], given["model"].eval()
+    for program in (given["plain"], given["program"].module()):
+        assert torch.allclose(program(x), model(x), atol=1e-5)
+    conv, own = given["conv"], given["factorised"]
+    weight = torch.einsum("abij,oa,cb,hi,wj->ochw", own.core, *own.factors)
+    x = torch.randn(2, 16, 9, 9)
+    assert torch.allclose(own(x), nn.functional.conv2d(x, weight, conv.bias, padding=1), atol=1e-5)
 
 
 def criterion_of(given):
@@ -30,7 +64,7 @@ def criterion_of(given):
     return float(given["criterion"](given["model"](x), y).detach())
 
 
-def test_every_public_name_it_mentions_exists():
-    names = set(re.findall(r"\btdlrt\.([A-Za-z_]+)\(", README))
+def test_every_public_name_they_mention_exists():
+    names = set(re.findall(r"\btdlrt\.([A-Za-z_]+)\(", README + GUIDE))
     assert names
     assert not [name for name in names if not hasattr(tdlrt, name)]
