@@ -3,11 +3,11 @@
     python3 bench/gpu_check.py [--stages build tests …] [--out bench/results] [--commit …] [--dry-run]
 
 Correctness comes first: build, tests with marker gpu, compute-sanitizer. Then times: a step's linear algebra for all
-layers of a ResNet18 (bench/gpu_step.py), each kernel against its roofline (bench/gpu_kernels.py), the Triton kernels
-(bench/triton_kernels.py). Every stage is a process of its own with a deadline; what it measured before that is kept,
-and what there was no time for is named. Results go to bench/results/gpu_check-DATE.json, the table comes last, and the
-exit status is the number of failed stages and of results found wrong. Needs torch, pytest, pybind11, cmake, ninja and
-nvcc, and no network.
+layers of a ResNet18 (bench/gpu_step.py), whole training steps as CUDA graphs (bench/gpu_model.py), each kernel against
+its roofline (bench/gpu_kernels.py), the Triton kernels (bench/triton_kernels.py). Every stage is a process of its own
+with a deadline; what it measured before that is kept, and what there was no time for is named. Results go to
+bench/results/gpu_check-DATE.json, the table comes last, and the exit status is the number of failed stages and of
+results found wrong. Needs torch, pytest, pybind11, cmake, ninja and nvcc, and no network.
 
 `--dry-run` runs the Python of every stage on this machine's CPU with tiny sizes, the CUDA back end being the host
 executor of csrc/emu: a rehearsal of this harness, whose numbers mean nothing.
@@ -141,6 +141,7 @@ STAGES = {
     "triton_tests": (tests_of(TRITON_TESTS), 80),
     "sanitizer": (sanitizer, 60),
     "step": (measured("gpu_step.py"), 80),
+    "model": (measured("gpu_model.py"), 50),
     "kernels": (measured("gpu_kernels.py"), 40),
     "triton": (triton, 90),
 }
@@ -172,7 +173,7 @@ def read_rows(path):
 
 
 def table(rows):
-    """Milliseconds of a step's linear algebra by rank, and of each kernel with its roofline."""
+    """Milliseconds of a step's linear algebra by rank and of whole steps, and each kernel with its roofline."""
     lines = []
     steps = [r for r in rows if r["kind"] == "step"]
     if steps:
@@ -181,6 +182,12 @@ def table(rows):
         for name in dict.fromkeys(r["name"] for r in steps):
             found = {r["ranks"]: f"{1e3 * r['seconds']:.3f}" for r in steps if r["name"] == name}
             lines.append(f"{name:46}" + "".join(f"{found.get(r, '-'):>10}" for r in ranks))
+    trained = [r for r in rows if r["kind"] == "model"]
+    if trained:
+        lines.append(f"{'one training step, ms':46}{'eager':>10}{'graph':>10}")
+        for name in dict.fromkeys(r["name"] for r in trained):
+            found = {r["how"]: f"{1e3 * r['seconds']:.3f}" for r in trained if r["name"] == name}
+            lines.append(f"{name:46}" + "".join(f"{found.get(how, '-'):>10}" for how in ("eager", "CUDA graph")))
     kernels = [r for r in rows if r["kind"] == "kernel"]
     if kernels:
         lines.append(

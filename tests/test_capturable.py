@@ -162,6 +162,19 @@ def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch)
         assert {"tangent_basis", "hosvd_truncate", "rotate_bases"} | division <= set(called)
 
 
+def test_ranks_are_those_of_the_moment_they_were_asked_for():
+    model = model_at(0.6)
+    optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.4, capturable=True)
+    read, expected = [], []
+    for data in batches(3):
+        optimizer.zero_grad()
+        backward(model, data)
+        optimizer.step()
+        read.append(optimizer.captured.ranks_later())
+        expected.append(optimizer.active_ranks())
+    assert [later() for later in read] == expected
+
+
 def test_the_mode_sees_the_ordinary_step_read(monkeypatch):
     model = model_at(0.6)
     optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(BENCH))
 import gpu_check  # noqa: E402
 import gpu_device  # noqa: E402
 import gpu_kernels  # noqa: E402
+import gpu_model  # noqa: E402
 import gpu_step  # noqa: E402
 
 
@@ -34,6 +35,35 @@ def test_a_step_is_measured_and_its_replay_compared(tmp_path):
     assert all(r["seconds"] > 0 for r in rows_of(rows, "step"))
     assert ["bit for bit" in r["text"] for r in rows_of(rows, "note")] == [True]
     assert not rows_of(rows, "wrong")
+
+
+def test_whole_steps_are_captured_compared_and_captured_again_at_other_capacities(tmp_path):
+    rows = tmp_path / "rows"
+    gpu_model.main(["--dry-run", "--budget", "60", "--rows", str(rows)])
+    assert not rows_of(rows, "wrong")
+    notes = [r["text"] for r in rows_of(rows, "note")]
+    assert len(notes) == 2
+    assert all("0.0e+00 apart with the same ranks" in text for text in notes)  # the same calls here
+    assert [r["how"] for r in rows_of(rows, "model")] == ["eager", "CUDA graph"] * 2
+    lines = gpu_check.table(gpu_check.read_rows(rows))
+    assert any(line.startswith("tiny, at capacity ") for line in lines)
+
+
+@pytest.mark.parametrize("mistake", ["a step too few", "no capture"])
+def test_a_captured_training_step_that_goes_wrong_is_told(mistake, tmp_path, monkeypatch):
+    class Forgetful(gpu_device.Stand):
+        @staticmethod
+        def captured(call):
+            if mistake == "no capture":
+                raise RuntimeError("planted")
+            return lambda: None, call()
+
+    monkeypatch.setattr(gpu_device, "Stand", Forgetful)
+    rows = tmp_path / "rows"
+    gpu_model.main(["--dry-run", "--rows", str(rows)])
+    texts = [r["text"] for r in rows_of(rows, "wrong")]
+    assert texts
+    assert all(("planted" if mistake == "no capture" else "apart") in text for text in texts)
 
 
 def test_every_planned_kernel_gets_a_row(tmp_path):
@@ -211,6 +241,6 @@ def test_the_budget_is_below_eight_minutes():
 def test_a_dry_run_of_everything(tmp_path, capfd):
     assert gpu_check.main(["--dry-run", "--out", str(tmp_path), "--commit", "abc"]) == 0
     shown = capfd.readouterr().out
-    assert "7 stages ended well, 0 failed" in shown
+    assert "8 stages ended well, 0 failed" in shown
     assert "commit abc" in shown
     assert shown.index("linear algebra of a ResNet18 step") < shown.index("kernels at n/4")

@@ -54,6 +54,20 @@ class CapturedStep:
             self._leave(e, ok, core, factors, state)
         self.skipped = (~ok).long() if self.skipped is None else self.skipped.add_(~ok)
 
+    def ranks_later(self):
+        """A function that gives {layer name: ranks} as they are now. Only calling it waits for the device."""
+        copies = {name: ranks.to("cpu", non_blocking=True, copy=True) for name, ranks in self.ranks.items()}
+        done = [torch.cuda.Event() for _ in range(any(r.is_cuda for r in self.ranks.values()))]
+        for event in done:
+            event.record()
+
+        def read():
+            for event in done:
+                event.synchronize()
+            return {name: tuple(ranks.tolist()) for name, ranks in copies.items()}
+
+        return read
+
     def _augment(self, expansions):
         """Augmented bases and gradients of all layers; returns conditions that must hold."""
         places = [(e, mode) for e in expansions for mode in e.layer.modes if e.layer.factors[mode].grad is not None]
