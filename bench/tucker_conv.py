@@ -100,7 +100,7 @@ def measure(n, size, r, batch, dtype, repeats):
         }
         if "tltorch" in times:
             row[f"{tag} tltorch"] = times["tltorch"] / ours
-        row[f"{tag} auto/best"] = times["auto"] / min(ours, best["chain"], best["dense"])
+        row[f"{tag} best/auto"] = min(ours, best["chain"], best["dense"]) / times["auto"]
     return row
 
 
@@ -124,7 +124,7 @@ def main():
             ]
         harness.print_table(rows, title=f"{args.dtype}, {threads} threads, batch {args.batch}")
         for key in rows[0]:
-            if key.endswith(("chain", "dense", "tltorch")):
+            if key.endswith(("chain", "dense", "tltorch", "auto")):
                 means = [harness.geometric_mean(row[key] for row in rows[i::3]) for i in range(3)]
                 print(
                     f"  {key}: " + ", ".join(f"n/{d} {m:.2f}" for d, m in zip(DIVISORS, means)),
