@@ -21,6 +21,9 @@ from tucker_kernels import cost_model
 from tucker_kernels.backends import _log_refusal
 from tucker_kernels.library import ops
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import harness
+
 TILED = [
     Conv("resnet_wide", n_out=64, n_in=64, r_out=32, r_in=16, size=(32, 32), batch=3, padding=1),
     Conv("resnet_deep", n_out=96, n_in=80, r_out=40, r_in=48, size=(4, 4), batch=33, padding=1),
@@ -298,3 +301,28 @@ def _sum_one_pixel_twice(problem, dtype):
 def test_the_oracle_rejects(mistake):
     with pytest.raises(AssertionError):
         check(BY_NAME["ragged"], torch.float32, function=mistake)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_recomputing_holds_no_more_at_once_than_dense_layers(planted):
+    """Four layers, forward and backward; working memory inside our kernel is not counted. Planted: z and t are kept."""
+    n, r, depth = 64, 16, 4
+    start = torch.randn(16, n, 16, 16).contiguous(memory_format=torch.channels_last)
+    core, u_out, u_in, dense = (
+        torch.randn(shape).requires_grad_() for shape in ((r, r, 3, 3), (n, r), (n, r), (n, n, 3, 3))
+    )
+
+    def peak(layer):
+        def call():
+            x = start.clone().requires_grad_()
+            for _ in range(depth):
+                x = layer(x)
+            x.sum().backward()
+
+        return harness.peak_bytes(call)
+
+    def tucker(x):
+        return tk.tucker_conv(x, core, [u_out, u_in, None, None], padding=1, path="fused", recompute=not planted)
+
+    fits = peak(tucker) <= peak(lambda x: torch.nn.functional.conv2d(x, dense, padding=1))
+    assert fits is not planted

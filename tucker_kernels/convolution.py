@@ -88,6 +88,8 @@ def tucker_conv(
         memory: a dict that a layer keeps: the path in it stays until another is expected to be a tenth faster, so that
             ranks that move to and fro do not make the path do the same.
         recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
+            With path "fused" no more is alive at once than with a dense layer; "chain" holds whole rank-space images
+            while it computes them again, and can exceed that.
 
     Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
     """
