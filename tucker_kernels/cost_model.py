@@ -74,9 +74,9 @@ class Rates:
 # `python -m tucker_kernels calibrate`.
 DEFAULTS = {
     "float32": {
-        "chain": Rates(9.5e10, 1.2e10, 9.0e-5, 3.8e-4, 3.4),
-        "fused": Rates(1.0e11, 1.6e10, 5.1e-5, 2.5e-4, 2.2),
-        "reconstruct": Rates(1.0e11, 1.2e10, 7.3e-5, 4.3e-4, 2.1),
+        "chain": Rates(9.5e10, 1.4e10, 1.0e-4, 3.7e-4, 4.2),
+        "fused": Rates(1.0e11, 1.9e10, 5.8e-5, 2.4e-4, 2.8),
+        "reconstruct": Rates(1.0e11, 1.3e10, 8.2e-5, 4.1e-4, 2.5),
     },
     "float64": {
         "chain": Rates(5.2e10, 1.2e10, 6.3e-5, 3.1e-4, 4.5),
