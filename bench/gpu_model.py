@@ -96,7 +96,9 @@ def measure(card, name, dense, shape, dry_run, rows):
             yield images.to(card.device), labels.to(card.device)
 
     (first,) = batches(1)
-    model = tdlrt.tuckerize(dense, ranks=0.25, min_features=0 if dry_run else 16).to(card.device)
+    with torch.device("cpu"):  # where the dense network is
+        model = tdlrt.tuckerize(dense, ranks=0.25, min_features=0 if dry_run else 16)
+    model.to(card.device)
     eager, captured = (Training(copy.deepcopy(model), first) for _ in range(2))
     for training in (eager, captured):  # makes the state
         training.step()
