@@ -105,7 +105,7 @@ bool FixedRanks<T>::step(int64_t mode, T* rows) {
   Buffer<double> strip(n * r);
   const int64_t pieces = static_cast<int64_t>(before.size() * behind.size());
   if (pieces == 1) {
-    gram_strip(n, r, run, core_, inner, int64_t(1), strip.data());
+    gram_strip(n, r, run, core_, inner, int64_t(1), false, strip.data());
   } else {
     Buffer<T> heads(pieces * run * n);
     T* to = heads;
@@ -114,7 +114,7 @@ bool FixedRanks<T>::step(int64_t mode, T* rows) {
         transpose(n, run, core_ + o + i, inner, to, n);
         to += run * n;
       }
-    gram_strip<T>(n, r, pieces * run, heads, 1, n, strip);
+    gram_strip<T>(n, r, pieces * run, heads, 1, n, false, strip);
   }
   return orthogonal_iteration<T>(n, r, strip, rows, found_[mode]);
 }

@@ -4,7 +4,7 @@
 // ρ is what rounding does to the Gram matrix: a deficient C stays solvable, and ‖(M Mᵀ + ρ I)⁻¹ M‖ is
 // bounded; C = 0 gives X = 0. Layout: C in C order as (outer, n, inner); B and X (rows×n) row-major. One
 // problem per thread, the dearest first. Cholesky and the two substitutions go through blocks of 32 columns,
-// a product each and the rest inside. Numerics: the Gram matrix of a float32 C in float32 sums of 512 terms
+// a product each and the rest inside. Numerics: the Gram matrix of a float32 C in float32 sums of 256 terms
 // added up in float64, all else in float64.
 #include <algorithm>
 #include <limits>

@@ -1,6 +1,7 @@
 #include "cpu/linalg.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "core/scratch.h"
 #include "cpu/isa.h"
@@ -17,6 +18,7 @@ void multiply(int64_t m, int64_t n, int64_t k, T alpha, const T* a, int64_t a_ro
 
 template <class From, class To>
 void transpose(int64_t rows, int64_t cols, const From* in, int64_t in_row, To* out, int64_t out_row) {
+  if constexpr (std::is_same_v<From, To>) return simd<From>().transpose(rows, cols, in, in_row, out, out_row);
   constexpr int64_t block = 16;
   for (int64_t i0 = 0; i0 < rows; i0 += block)
     for (int64_t j0 = 0; j0 < cols; j0 += block)

@@ -75,7 +75,7 @@ int64_t inside_panel(int64_t n, double* rows_of, int64_t rows, const Panel& pane
       if (length > 0.5 * before) break;
     }
     if (!(length > floor[j])) continue;
-    for (int64_t i = 0; i < n; ++i) w[i] /= length;
+    v.scale(n, 1 / length, w, w);
     noise[kept] = (1 + inherited) / (length * length);
     floor[kept++] = floor[j];
   }
@@ -96,8 +96,7 @@ int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row,
       0;  // rows outside the span of the fixed ones, scaled to length one; their floors scale with them
   for (int64_t j = 0; j < count; ++j) {
     if (!(lengths[j] > tolerance)) continue;
-    const T scale = static_cast<T>(1 / lengths[j]);
-    for (int64_t i = 0; i < n; ++i) w[live * row + i] = w[j * row + i] * scale;
+    simd<T>().scale(n, 1 / lengths[j], w + j * row, w + live * row);
     floors[live++] = tolerance / lengths[j];
   }
   int64_t kept = 0;
@@ -110,9 +109,9 @@ int64_t orthonormalise_rows(int64_t n, const T* fixed, int64_t r, int64_t f_row,
     const auto against_kept = [&] {
       project(n, w, kept, row, int64_t(1), block, rows, coefficients.data(), panel.length, noise.data(),
               panel.inherited);
-      for (int64_t j = 0; j < rows; ++j) std::copy_n(block + j * row, n, rows_of + j * panel_row);
+      for (int64_t j = 0; j < rows; ++j) simd<T>().widen(n, 1, block + j * row, rows_of + j * panel_row);
       rows = inside_panel(n, rows_of, rows, panel, floor, noise + kept);
-      for (int64_t j = 0; j < rows; ++j) std::copy_n(rows_of + j * panel_row, n, block + j * row);
+      for (int64_t j = 0; j < rows; ++j) simd<T>().narrow(n, 1, rows_of + j * panel_row, block + j * row);
     };
     std::fill_n(panel.length, width, 1.0);
     std::fill_n(panel.inherited, width, 0.0);

@@ -4,7 +4,7 @@
 // product.
 //
 // Layout: row-major; the columns of P in use may be part of a larger matrix. One problem per thread, the
-// dearest first. Numerics: products in T; QᵀQ in sums of 512 terms that are added in float64 (half of it, by
+// dearest first. Numerics: products in T; QᵀQ in sums of 256 terms that are added in float64 (half of it, by
 // symmetry).
 #include <algorithm>
 
@@ -24,7 +24,7 @@ void rotate(const tk_rotation_problem& p) {
   Buffer<double> gram(r * r);
   multiply<T>(n, r, p.size, 1, static_cast<const T*>(p.basis), p.size, 1, static_cast<const T*>(p.rotation),
               p.rotation_row, 1, 0, q, r);
-  gram_strip<T>(r, r, n, q, 1, r, gram);
+  gram_strip<T>(r, r, n, q, 1, r, false, gram);
   for (int64_t i = 0; i < r; ++i) {
     for (int64_t j = 0; j < i; ++j)
       newton[i * r + j] = newton[j * r + i] = static_cast<T>(-0.5 * gram[i * r + j]);

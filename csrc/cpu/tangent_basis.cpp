@@ -10,6 +10,7 @@
 
 #include "core/dispatch.h"
 #include "core/scratch.h"
+#include "cpu/isa.h"
 #include "cpu/linalg.h"
 #include "cpu/problems.h"
 
@@ -38,8 +39,7 @@ int64_t tangent_basis(const tk_tangent_basis_problem& p) {
     const T* d = w.data() + j * row;
     const double length = norm(p.n, d);
     if (!(length >= smallest_direction)) continue;
-    T* target = w.data() + live++ * row;
-    for (int64_t i = 0; i < p.n; ++i) target[i] = static_cast<T>(d[i] / length);
+    simd<T>().scale(p.n, 1 / length, d, w.data() + live++ * row);
   }
   const double tolerance = 8 * std::sqrt(static_cast<double>(p.n)) * std::numeric_limits<T>::epsilon();
   live = orthonormalise_rows<T>(p.n, basis, p.rank, 1, p.rank, w.data(), live, tolerance);

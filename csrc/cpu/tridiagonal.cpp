@@ -1,6 +1,6 @@
 // Householder tridiagonalisation of a symmetric matrix,  A = Q T Qᵀ,  and multiplication by Q afterwards.
 //
-// Layout: row-major, upper triangle; one reflector per row. Panels of 32 columns (Dongarra, Sorensen &
+// Layout: row-major, upper triangle; one reflector per row. Panels of up to 32 columns (Dongarra, Sorensen &
 // Hammarling 1989): half the operations are products of the trailing triangle with a vector, read once from
 // cache per column; the other half is one product of rank 64 per panel. Numerics: T, backward stable; the
 // multiplication by Q is in float64.
@@ -15,11 +15,14 @@ namespace tk {
 
 template <class T>
 void tridiagonalise(int64_t n, T* a, double* d, double* e, T* v, T* tau) {
-  constexpr int64_t nb = block_size, strip = 128;
+  constexpr int64_t strip = 128;
+  const int64_t nb = n <= 96    ? 8
+                     : n <= 192 ? 16
+                                : block_size;  // wide panels cost a small matrix more than they save
   const SimdTable<T>& simd_table = simd<T>();
   const int64_t step = padded<T>(n);
   Buffer<T> w(2 * nb * step), x(2 * nb * step);  // W, in the end [W; V], and [V; W]
-  T s[nb], q[nb];
+  T s[block_size], q[block_size];
   std::fill_n(v, n * step, T(0));
   for (int64_t begin = 0; begin < n; begin += nb) {
     const int64_t end = std::min(n, begin + nb);

@@ -9,9 +9,10 @@ namespace tk::TK_ISA {
 template <class T>
 void gemm(const GemmArgs<T>& args, T* scratch);
 
-template <class T>
-void gram(int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_col, double* out, int64_t out_row,
-          double* scratch);
+// With products, and sums within a block, in A.
+template <class T, class A>
+void gram(int64_t n, int64_t columns, int64_t k, const T* a, int64_t a_row, int64_t a_col, double* out,
+          int64_t out_row, double* scratch);
 
 // The micro-kernel: tiles of C = alpha A B + beta C, one below the other, that share a panel of B.
 constexpr int tile_rows = 6, tile_vectors = vector_registers == 32 ? 4 : 2;

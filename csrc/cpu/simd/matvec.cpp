@@ -11,20 +11,31 @@
 namespace tk::TK_ISA {
 namespace {
 
+template <class T, int bytes>
+struct OfSize {
+  typedef T type __attribute__((vector_size(bytes)));
+};
+
 template <class T>
 struct Lanes : Vector<T> {
   static constexpr int W = Vector<T>::lanes;
   using Vec = typename Vector<T>::Type;
 
-  static T sum(Vec v) {
-    T lanes[W];
-    Vector<T>::store(lanes, v);
-    for (int width = W / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+  // Halves are added until one lane is left. Shuffles by computed indices would not become single
+  // instructions.
+  template <int bytes = vector_bytes>
+  static T sum(typename OfSize<T, bytes>::type v) {
+    if constexpr (bytes == sizeof(T)) {
+      return v[0];
+    } else {
+      typename OfSize<T, bytes / 2>::type halves[2];
+      __builtin_memcpy(halves, &v, bytes);
+      return sum<bytes / 2>(halves[0] + halves[1]);
+    }
   }
 };
 
+// Ragged ends are masked: they are most of what short rows have.
 template <int rows, class T>
 void dots(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
   using L = Lanes<T>;
@@ -37,11 +48,17 @@ void dots(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
       more[r] += L::load(a + r * a_row + j + L::W) * x1;
     }
   }
-  for (; j + L::W <= n; j += L::W)
-    for (int r = 0; r < rows; ++r) acc[r] += L::load(a + r * a_row + j) * L::load(x + j);
+  if (j + L::W <= n) {
+    const auto xj = L::load(x + j);
+    for (int r = 0; r < rows; ++r) acc[r] += L::load(a + r * a_row + j) * xj;
+    j += L::W;
+  }
+  if (j < n) {
+    const typename L::First rest(n - j);
+    const auto xj = L::load(x + j, rest);
+    for (int r = 0; r < rows; ++r) more[r] += L::load(a + r * a_row + j, rest) * xj;
+  }
   for (int r = 0; r < rows; ++r) y[r] = L::sum(acc[r] + more[r]);
-  for (; j < n; ++j)
-    for (int r = 0; r < rows; ++r) y[r] += a[r * a_row + j] * x[j];
 }
 
 template <int rows, class T>
@@ -53,70 +70,111 @@ void subtract(int64_t n, const T* a, int64_t a_row, const T* s, T* y) {
     for (int r = 0; r < rows; ++r) v -= s[r] * L::load(a + r * a_row + j);
     L::store(y + j, v);
   }
-  for (; j < n; ++j)
-    for (int r = 0; r < rows; ++r) y[j] -= s[r] * a[r * a_row + j];
+  if (j == n) return;
+  const typename L::First rest(n - j);
+  auto v = L::load(y + j, rest);
+  for (int r = 0; r < rows; ++r) v -= s[r] * L::load(a + r * a_row + j, rest);
+  L::store(y + j, v, rest);
 }
 
 }  // namespace
 
 template <class T>
 double sum_squares(int64_t n, const T* x) {
-  constexpr int W = 8;
-  double lanes[W] = {};
+  using D = Vector<double>;
+  constexpr int W = D::lanes, ways = 4;
+  typedef T Part __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), may_alias));
+  D::Type sums[ways] = {};
+  const auto add = [&](D::Type& sum, const T* from) {
+    const auto v = __builtin_convertvector(*reinterpret_cast<const Part*>(from), D::Type);
+    sum += v * v;
+  };
   int64_t j = 0;
-  for (; j + W <= n; j += W)
-    for (int i = 0; i < W; ++i) lanes[i] += static_cast<double>(x[j + i]) * x[j + i];
-  for (; j < n; ++j) lanes[0] += static_cast<double>(x[j]) * x[j];
-  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+  for (; j + ways * W <= n; j += ways * W)
+    for (int k = 0; k < ways; ++k) add(sums[k], x + j + k * W);
+  for (; j + W <= n; j += W) add(sums[0], x + j);
+  if (j < n) {
+    T last[W] = {};
+    for (int64_t i = j; i < n; ++i) last[i - j] = x[i];
+    add(sums[1], last);
+  }
+  return Lanes<double>::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <class T>
 void gemv(int64_t m, int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
   int64_t i = 0;
   for (; i + 4 <= m; i += 4) dots<4>(n, a + i * a_row, a_row, x, y + i);
-  for (; i < m; ++i) dots<1>(n, a + i * a_row, a_row, x, y + i);
+  if (m - i == 3) dots<3>(n, a + i * a_row, a_row, x, y + i);
+  if (m - i == 2) dots<2>(n, a + i * a_row, a_row, x, y + i);
+  if (m - i == 1) dots<1>(n, a + i * a_row, a_row, x, y + i);
 }
 
 template <class T>
 void gemv_subtract(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, T* y) {
   int64_t i = 0;
   for (; i + 4 <= m; i += 4) subtract<4>(n, a + i * a_row, a_row, s + i, y);
-  for (; i < m; ++i) subtract<1>(n, a + i * a_row, a_row, s + i, y);
+  if (m - i == 3) subtract<3>(n, a + i * a_row, a_row, s + i, y);
+  if (m - i == 2) subtract<2>(n, a + i * a_row, a_row, s + i, y);
+  if (m - i == 1) subtract<1>(n, a + i * a_row, a_row, s + i, y);
 }
 
+// Vectors of y lie on one grid for all rows, and its ends are not masked: a load that overlaps two fresh
+// stores, or a masked one, would wait for them to reach the cache.
 template <class T>
 void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
   using L = Lanes<T>;
-  constexpr int rows = 4;
+  constexpr int W = L::W, rows = 4 < W ? 4 : W;
+  typedef typename IndexOf<sizeof(T)>::type Number;
+  typedef Number Index __attribute__((vector_size(vector_bytes)));
+  Index lane;
+  for (int i = 0; i < W; ++i) lane[i] = i;
   for (int64_t j = 0; j < n; ++j) y[j] = 0;
-  for (int64_t i = 0; i < n; i += rows) {
-    const int64_t live = n - i < rows ? n - i : rows;
-    const T* block = a + i * a_row;
-    for (int64_t r = 0; r < live; ++r)  // the triangle on the diagonal
-      for (int64_t c = r; c < live; ++c) {
-        y[i + r] += block[r * a_row + i + c] * x[i + c];
-        if (c > r) y[i + c] += block[r * a_row + i + c] * x[i + r];
-      }
-    if (live < rows) break;
-    typename L::Vec acc[rows] = {};
-    T sum[rows] = {};
-    int64_t j = i + rows;
-    for (; j + L::W <= n; j += L::W) {
-      const auto xj = L::load(x + j);
-      auto yj = L::load(y + j);
+  for (int64_t g = 0; g < n; g += W) {
+    const int64_t high = n - g < W ? n - g : W;
+    const typename L::First group(high);
+    const auto xg = L::load(x + g, group);
+    auto yg = L::load(y + g);
+    T sums[W] = {};
+    for (int64_t i = 0; i < high; i += rows) {
+      const T* line[rows];
+      T factor[rows];
+      typename L::Vec acc[rows];
       for (int r = 0; r < rows; ++r) {
-        const auto v = L::load(block + r * a_row + j);
-        acc[r] += v * xj;
-        yj += x[i + r] * v;
+        const bool live = i + r < high;
+        line[r] = a + (live ? g + i + r : n - 1) * a_row;
+        factor[r] = live ? x[g + i + r] : T(0);
+        const auto v = L::load(line[r] + g, group);
+        const Index own = lane - static_cast<Number>(i + r);
+        const typename L::Vec zero = {};
+        acc[r] = (own >= 0 ? v : zero) * xg;
+        yg += factor[r] * (own > 0 ? v : zero);
       }
-      L::store(y + j, yj);
+      int64_t j = g + W;
+      for (; j + W <= n; j += W) {
+        const auto xj = L::load(x + j);
+        auto yj = L::load(y + j);
+        for (int r = 0; r < rows; ++r) {
+          const auto v = L::load(line[r] + j);
+          acc[r] += v * xj;
+          yj += factor[r] * v;
+        }
+        L::store(y + j, yj);
+      }
+      if (j < n) {
+        const typename L::First rest(n - j);
+        const auto xj = L::load(x + j, rest);
+        auto yj = L::load(y + j);
+        for (int r = 0; r < rows; ++r) {
+          const auto v = L::load(line[r] + j, rest);
+          acc[r] += v * xj;
+          yj += factor[r] * v;
+        }
+        L::store(y + j, yj);
+      }
+      for (int r = 0; r < rows && i + r < high; ++r) sums[i + r] = L::sum(acc[r]);
     }
-    for (; j < n; ++j)
-      for (int r = 0; r < rows; ++r) {
-        sum[r] += block[r * a_row + j] * x[j];
-        y[j] += block[r * a_row + j] * x[i + r];
-      }
-    for (int r = 0; r < rows; ++r) y[i + r] += L::sum(acc[r]) + sum[r];
+    L::store(y + g, yg + L::load(sums));
   }
 }
 
