@@ -221,16 +221,22 @@ WEIGHTED = {
         (rand(2, 3, 4), rand(4, 2), rand(2, 3)),
     ),
     "TuckerConv": lambda: (
-        lambda *operands: functions.TuckerConv.apply(*operands, *GEOMETRY, "chain", True),
+        lambda *operands: functions.TuckerConv.apply(*operands, *GEOMETRY, "chain", True)[0],
         conv_operands(),
     ),
     "TuckerConv_recomputing": lambda: (
-        lambda *operands: functions.TuckerConv.apply(*operands, *GEOMETRY, "chain", False),
+        lambda *operands: functions.TuckerConv.apply(*operands, *GEOMETRY, "chain", False)[0],
         conv_operands(),
     ),
     "TuckerConv_without_factors": lambda: (
-        lambda x, core: functions.TuckerConv.apply(x, core, None, None, None, *GEOMETRY, "chain", True),
+        lambda x, core: functions.TuckerConv.apply(x, core, None, None, None, *GEOMETRY, "chain", True)[0],
         conv_operands(out_factor=False, in_factor=False)[:2],
+    ),
+    "TuckerConvBackward": lambda: (
+        lambda grad, x, core, u, v: functions.TuckerConvBackward.apply(
+            *(grad, x, x.new_empty(0), x.new_empty(0), core, u, v), *GEOMETRY, [True] * 5, "chain"
+        ),
+        conv_backward_arguments(False, True, True, False, [True] * 5)[:2] + conv_operands()[1:4],
     ),
     "BatchedQR": lambda: (qr_products, (rand(5, 3), rand(2, 2))),
     "BatchedSVD": lambda: (svd_products, (rand(5, 3), rand(2, 4), rand(3, 3))),
@@ -247,6 +253,7 @@ def test_first_and_second_derivatives(case, backend):
 
 def test_every_function_is_checked():
     defined = {n for n, f in vars(functions).items() if isinstance(f, type) and f.__module__ == functions.__name__}
+    defined.remove("Operator")  # their base
     assert defined == {case.split("_")[0] for case in WEIGHTED}
 
 

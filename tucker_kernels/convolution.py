@@ -129,7 +129,7 @@ def tucker_conv(
 def convolve(operands, geometry, path, save):
     """By "chain" or "fused", of arguments that were checked."""
     if needs_gradient(*operands):
-        return TuckerConv.apply(*operands, *geometry, path, save)
+        return TuckerConv.apply(*operands, *geometry, path, save)[0]
     return call(ops.tucker_conv_forward.default, *operands, *geometry, path, False)[0]
 
 

@@ -65,7 +65,10 @@ def mode_dot(tensor, matrix, mode, transpose=False):
 
 def needs_gradient(*operands):
     """A `Function` costs as much again as a small product, so it is left out where no gradient can be asked for."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+    if not torch.is_grad_enabled():
+        return False
+    # An operand of vmap does not say whether it needs one.
+    return reference.transformed() or any(x is not None and x.requires_grad for x in operands)
 
 
 def _mode_dot(tensor, matrix, mode, transpose):

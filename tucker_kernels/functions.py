@@ -1,63 +1,91 @@
 """The operators as `torch.autograd.Function`s: the differentiable contract, to any order.
 
 Each `backward` is made of operators that are themselves differentiable, or, where a fused backward kernel is used,
-goes through the reference when a second derivative is asked for.
+goes through the reference when a second derivative is asked for. `forward` and `setup_context` are apart, and vmap
+rules are generated, so that the transforms of `torch.func` take them.
 """
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function
 
 from tucker_kernels import reference
 from tucker_kernels.library import call, differentiable, ops
 
 
-class ModeDot(Function):
+class Operator(Function):
+    """A Function that the transforms of `torch.func` take, and that costs nothing more without them."""
+
+    generate_vmap_rule = True
+
+    @classmethod
+    def apply(cls, *args):
+        if reference.transformed():
+            return super().apply(*args)
+        # Past `Function.apply`, which binds the arguments to the signature of `forward`: as much as a small product.
+        return super(Function, cls).apply(*unwrap_dead_wrappers(args))
+
+
+def _within(function, *args):
+    """`function.apply` for a backward pass; where that keeps no graph, the operator alone."""
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
+
+
+class ModeDot(Operator):
     """Y = X ×_mode M (or Mᵀ).   dX = dY ×_mode Mᵀ,   dM = dY_(mode) X_(mode)ᵀ."""
 
     @staticmethod
-    def forward(ctx, tensor, matrix, mode, transpose):
-        ctx.save_for_backward(tensor, matrix)
-        ctx.mode, ctx.transpose = mode, transpose
+    def forward(tensor, matrix, mode, transpose):
         return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tensor, matrix, ctx.mode, ctx.transpose = inputs
+        ctx.save_for_backward(tensor, matrix)
 
     @staticmethod
     def backward(ctx, grad):
         tensor, matrix = ctx.saved_tensors
         d_tensor = d_matrix = None
         if ctx.needs_input_grad[0]:
-            d_tensor = ModeDot.apply(grad, matrix, ctx.mode, not ctx.transpose)
+            d_tensor = _within(ModeDot, grad, matrix, ctx.mode, not ctx.transpose)
         if ctx.needs_input_grad[1]:
             pair = (tensor, grad) if ctx.transpose else (grad, tensor)
-            d_matrix = CrossGram.apply(*pair, ctx.mode)
+            d_matrix = _within(CrossGram, *pair, ctx.mode)
         return d_tensor, d_matrix, None, None
 
 
-class CrossGram(Function):
+class CrossGram(Operator):
     """G = A_(mode) B_(mode)ᵀ.   dA = B ×_mode dG,   dB = A ×_mode dGᵀ."""
 
     @staticmethod
-    def forward(ctx, a, b, mode):
-        ctx.save_for_backward(a, b)
-        ctx.mode = mode
+    def forward(a, b, mode):
         return call(ops.cross_gram.default, a, b, mode)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, ctx.mode = inputs
+        ctx.save_for_backward(a, b)
 
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved_tensors
-        d_a = ModeDot.apply(b, grad, ctx.mode, False) if ctx.needs_input_grad[0] else None
-        d_b = ModeDot.apply(a, grad, ctx.mode, True) if ctx.needs_input_grad[1] else None
+        d_a = _within(ModeDot, b, grad, ctx.mode, False) if ctx.needs_input_grad[0] else None
+        d_b = _within(ModeDot, a, grad, ctx.mode, True) if ctx.needs_input_grad[1] else None
         return d_a, d_b, None
 
 
-class MultiModeDot(Function):
+class MultiModeDot(Operator):
     """Y = X ×_{m₁} M₁ ×_{m₂} M₂ …   dX = dY ×_i Mᵢᵀ,   dMᵢ = dY_(i) (X ×_{j≠i} Mⱼ)_(i)ᵀ."""
 
     @staticmethod
-    def forward(ctx, *args):  # torch._dynamo drops ctx where the arguments are as many as the parameters named here
-        tensor, modes, transpose, *matrices = args
-        ctx.save_for_backward(tensor, *matrices)
-        ctx.modes, ctx.transpose = modes, transpose
+    def forward(tensor, modes, transpose, *matrices):
         return call(ops.multi_mode_dot.default, tensor, matrices, modes, transpose)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        tensor, ctx.modes, ctx.transpose, *matrices = inputs
+        ctx.save_for_backward(tensor, *matrices)
 
     @staticmethod
     def backward(ctx, grad):
@@ -65,56 +93,90 @@ class MultiModeDot(Function):
         modes, transpose = ctx.modes, ctx.transpose
         d_tensor = None
         if ctx.needs_input_grad[0]:
-            d_tensor = MultiModeDot.apply(grad, modes, not transpose, *matrices)
+            d_tensor = _within(MultiModeDot, grad, modes, not transpose, *matrices)
         d_matrices = [None] * len(matrices)
         for i, mode in enumerate(modes):
             if ctx.needs_input_grad[3 + i]:
                 others = [m for j, m in enumerate(matrices) if j != i]
                 rest = modes[:i] + modes[i + 1 :]
-                partial = MultiModeDot.apply(tensor, rest, transpose, *others) if others else tensor
+                partial = _within(MultiModeDot, tensor, rest, transpose, *others) if others else tensor
                 pair = (partial, grad) if transpose else (grad, partial)
-                d_matrices[i] = CrossGram.apply(*pair, mode)
+                d_matrices[i] = _within(CrossGram, *pair, mode)
         return d_tensor, None, None, *d_matrices
 
 
-class TuckerConv(Function):
+class TuckerConv(Operator):
     """The chain y = U_out (core ∗ (U_inᵀ x)) + b with its fused backward; formulas in `reference.py`.
 
     `path` is "chain" or "fused". With `save` the rank-space images z and t are kept for the backward pass, without it
-    they are computed again there. A second derivative recomputes the chain in plain torch and differentiates that.
+    they are computed again there. Returns y, z and t; the last two have no gradient.
     """
 
     @staticmethod
-    def forward(ctx, input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
+    def forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
         operands = (input, core, out_factor, in_factor, bias)
-        y, z, t = call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, save)
-        ctx.save_for_backward(*operands, z, t)
-        ctx.geometry, ctx.path = (stride, padding, dilation), path
-        return y
+        return call(ops.tucker_conv_forward.default, *operands, stride, padding, dilation, path, save)
 
     @staticmethod
-    def backward(ctx, grad):
-        input, core, out_factor, in_factor, bias, z, t = ctx.saved_tensors
+    def setup_context(ctx, inputs, output):
+        *operands, stride, padding, dilation, ctx.path, _ = inputs
+        _, z, t = output
+        ctx.save_for_backward(*operands, z, t)
+        ctx.mark_non_differentiable(z, t)
+        ctx.set_materialize_grads(False)  # z and t would get zeros of their size
+        ctx.geometry = (stride, padding, dilation)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 10
+        input, core, out_factor, in_factor, _, z, t = ctx.saved_tensors
         need = list(ctx.needs_input_grad[:5])
-        if torch.is_grad_enabled():
-            # Views of their own: where one operand was computed from another, each gradient is for its place alone.
-            operands = [None if x is None else x.view_as(x) for x in (input, core, out_factor, in_factor, bias)]
-            y = reference.tucker_conv_forward(*operands, *ctx.geometry, "chain", False)[0]
-            wanted = [x for x, n in zip(operands, need) if n]
-            grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            return *(next(grads) if n else None for n in need), None, None, None, None, None
-        saved = (input, z, t, core, out_factor, in_factor)
-        grads = call(ops.tucker_conv_backward.default, grad, *saved, *ctx.geometry, need, ctx.path)
+        arguments = (grad, input, z, t, core, out_factor, in_factor, *ctx.geometry, need, ctx.path)
+        grads = _within(TuckerConvBackward, *arguments)
         return *(g if n else None for g, n in zip(grads, need)), None, None, None, None, None
 
 
-class EveryNth(Function):
+class TuckerConvBackward(Operator):
+    """The fused backward of `TuckerConv`. Its own derivative recomputes it in plain torch and differentiates that."""
+
+    @staticmethod
+    def forward(grad, input, z, t, core, out_factor, in_factor, stride, padding, dilation, need, path):
+        saved = (input, z, t, core, out_factor, in_factor)
+        return call(ops.tucker_conv_backward.default, grad, *saved, stride, padding, dilation, need, path)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, input, _, _, core, out_factor, in_factor, *ctx.how = inputs
+        ctx.save_for_backward(grad, input, core, out_factor, in_factor)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        operands = ctx.saved_tensors
+        places = [i for i, place in enumerate((0, 1, 4, 5, 6)) if ctx.needs_input_grad[place]]
+
+        def gradients(*wanted):
+            given = dict(zip(places, wanted))
+            grad, input, *weights = (given.get(i, x) for i, x in enumerate(operands))
+            none = input.new_empty(0)
+            return tuple(reference.tucker_conv_backward(grad, input, none, none, *weights, *ctx.how))
+
+        found = dict(zip(places, torch.func.vjp(gradients, *(operands[i] for i in places))[1](grads)))
+        d_grad, d_input, *d_weights = (found.get(i) for i in range(5))
+        return d_grad, d_input, None, None, *d_weights, None, None, None, None, None
+
+
+class EveryNth(Operator):
     """The pixels that a 1×1 window of the given stride sees, dense and in the input's memory format."""
 
     @staticmethod
-    def forward(ctx, input, stride):
-        ctx.shape, ctx.format, ctx.stride = input.shape, reference.format_of(input), stride
-        return reference.every_nth(input, stride).contiguous(memory_format=ctx.format)
+    def forward(input, stride):
+        return reference.every_nth(input, stride).contiguous(memory_format=reference.format_of(input))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, ctx.stride = inputs
+        ctx.shape, ctx.format = input.shape, reference.format_of(input)
 
     @staticmethod
     def backward(ctx, grad):
@@ -123,17 +185,20 @@ class EveryNth(Function):
         return full, None
 
 
-class BatchedQR(Function):
+class BatchedQR(Operator):
     """Reduced QR of a list; differentiable for matrices of full column rank with at least as many rows as columns.
 
     dA = (dQ + Q copyltu(R dRᵀ − dQᵀ Q)) R⁻ᵀ, where copyltu(M) mirrors the lower triangle (Walter & Lehmann, 2012).
     """
 
     @staticmethod
-    def forward(ctx, *matrices):
+    def forward(*matrices):
         qs, rs = call(ops.batched_qr.default, matrices)
-        ctx.save_for_backward(*qs, *rs)
         return *qs, *rs
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -153,7 +218,7 @@ class BatchedQR(Function):
         return tuple(out)
 
 
-class BatchedSVD(Function):
+class BatchedSVD(Operator):
     """Thin SVD of a list; differentiable where the singular values of each matrix are distinct and non-zero.
 
     The gradient is torch's own for the gauge-invariant part: functions of U and V must not depend on the signs of
@@ -161,10 +226,13 @@ class BatchedSVD(Function):
     """
 
     @staticmethod
-    def forward(ctx, *matrices):
+    def forward(*matrices):
         us, ss, vs = call(ops.batched_svd.default, matrices)
-        ctx.save_for_backward(*us, *ss, *vs)
         return *us, *ss, *vs
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*output)
 
     @staticmethod
     def backward(ctx, *grads):

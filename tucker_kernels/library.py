@@ -6,6 +6,7 @@ gradients; the others refuse. Public argument checking happens in `functional.py
 """
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tucker_kernels import reference
 from tucker_kernels.backends import implementation
@@ -41,6 +42,23 @@ def _needs_gradient(args):
     return False
 
 
+def _one_by_one(operator):
+    """The vmap rule of an operator: one call for every sample, the results stacked."""
+
+    def rule(info, in_dims, *args):
+        flat, structure = tree_flatten(args)
+        dims = tree_leaves(in_dims, is_leaf=lambda dim: dim is None)
+
+        def sample(i):
+            return tree_unflatten([x if d is None else x.select(d, i) for x, d in zip(flat, dims)], structure)
+
+        results = [tree_flatten(operator(*sample(i))) for i in range(info.batch_size)]
+        stacked = [torch.stack(leaves) for leaves in zip(*(leaves for leaves, _ in results))]
+        return tuple(tree_unflatten(x, results[0][1]) for x in (stacked, [0] * len(stacked)))
+
+    return rule
+
+
 def _define(schema, fake, device_of):
     name = schema.split("(", 1)[0]
     _library.define(schema)
@@ -56,6 +74,11 @@ def _define(schema, fake, device_of):
                     f"torch.ops.{NAMESPACE}.{name} is not differentiable, and an argument requires gradients; detach "
                     "it, or use the function of tucker_kernels that is built on it"
                 )
+            if reference.transformed():
+                raise RuntimeError(
+                    f"torch.ops.{NAMESPACE}.{name} has no derivative inside torch.func's transforms where it is called "
+                    "directly; call the function of tucker_kernels that is built on it"
+                )
             return _functions[name](*args)
         with _below_autograd():
             return operator(*args)
@@ -64,6 +87,7 @@ def _define(schema, fake, device_of):
     _library.impl(name, run, "CUDA")
     _library.impl(name, autograd, "Autograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", _one_by_one(operator), lib=_library)
 
 
 def _first(args):

@@ -110,15 +110,23 @@ def _convolve(x, weight, bias=None, stride=1, padding=0, dilation=1):
     return function(x, weight, bias, stride, padding, dilation)
 
 
+def transformed():
+    """Whether this is inside vmap, grad or another transform of torch.func; vmap knows no memory formats."""
+    return not torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _last_of(tensor):
+    """The channels-last format of its dimensions; None where there is none."""
+    return None if transformed() else {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+
+
 def channels_last(tensor):
     """Channels-last where torch has it (2-d and 3-d images); contiguous for sequences."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats.get(tensor.ndim, torch.contiguous_format))
+    return tensor.contiguous(memory_format=_last_of(tensor) or torch.contiguous_format)
 
 
 def format_of(tensor):
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    last = formats.get(tensor.ndim)
+    last = _last_of(tensor)
     # A contiguous tensor may also look channels-last (one channel or one pixel); it keeps the plain format.
     if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
         return last
