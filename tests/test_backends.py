@@ -1,13 +1,17 @@
 """Which back end an operator goes to: order, preference, refusal with the reason, and what threads see."""
 
 import logging
+import re
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels.backends import DEVICES, NAMES, ORDER, chosen, implementation, implements
+from tucker_kernels.backends import CALLED, DEVICES, NAMES, ORDER, chosen, implementation, implements
 
 X, M = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
 
@@ -130,3 +134,32 @@ def test_a_back_end_that_cannot_run_is_passed_over_with_a_warning(monkeypatch, c
 def test_every_operator_has_a_reference():
     operators = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("tucker_kernels::")}
     assert operators == set(implements.__globals__["_implementations"]["reference"])
+
+
+OLD_MODULE = """
+import sys, types
+sys.modules["tucker_kernels._C"] = types.ModuleType("tucker_kernels._C")
+import tdlrt, torch
+import tucker_kernels as tk
+available, reason = tk.backends()["cpu"]
+assert not available and "older than the package (it has no cpu_isa)" in reason and "make dev" in reason, reason
+x = torch.randn(3, 4)
+assert torch.allclose(tk.mode_dot(x, x, 1), x @ x.T)
+layer = tdlrt.tuckerize(torch.nn.Conv2d(8, 8, 3), ranks=0.5, min_features=0)
+layer(torch.randn(2, 8, 6, 6)).sum().backward()
+"""
+
+
+def test_an_older_compiled_module_is_said_and_the_reference_used():
+    subprocess.run([sys.executable, "-c", OLD_MODULE], check=True)
+
+
+def test_what_is_called_in_the_compiled_module_is_checked():
+    package = Path(tk.__file__).parent
+    called = {
+        name
+        for file in package.glob("*.py")
+        if file.name != "cuda.py"  # a build without CUDA has none of it
+        for name in re.findall(r"\b_C\.(\w+)", file.read_text().replace("torch._C.", ""))
+    }
+    assert called | {"cpu_isa"} == set(CALLED)

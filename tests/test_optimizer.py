@@ -475,10 +475,34 @@ def test_an_unknown_base_state_is_refused():
                 if p.grad is not None:
                     self.state[p]["curvature"] = torch.ones_like(p)
 
+    class Late(Odd):
+        """Takes another argument than its default says, so that it cannot be tried beforehand."""
+
+        def __init__(self, params, lr, weight_decay, last=None):
+            super().__init__(params, lr, weight_decay=weight_decay)
+            self.defaults["unknown"] = last
+
+    for base, key in ((Odd, "curvature"), (torch.optim.RMSprop, "square_avg"), (torch.optim.Adagrad, "sum")):
+        with pytest.raises(ValueError, match=f"base keeps '{key}' per entry.*; known are momentum_buffer, exp_avg"):
+            tdlrt.TDLRT(network(), lr=0.1, base=base)
     model = network()
-    optimizer = tdlrt.TDLRT(model, lr=0.1, base=Odd)
+    optimizer = tdlrt.TDLRT(model, lr=0.1, base=Late)
     with pytest.raises(ValueError, match="'curvature'"):
         run(model, optimizer, 2)
+
+
+def test_a_frozen_core_with_factors_in_training_is_refused():
+    model = network()
+    name, layer = next((n, m) for n, m in model.named_modules() if hasattr(m, "core"))
+    optimizer = tdlrt.TDLRT(model, lr=0.1)
+    layer.core.requires_grad_(False)
+    before = [p.detach().clone() for p in model.parameters()]
+    for refused in (lambda: run(model, optimizer, 1), lambda: tdlrt.TDLRT(model, lr=0.1)):
+        with pytest.raises(ValueError, match=f"{name}.core is frozen, but its factors are not"):
+            refused()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    layer.requires_grad_(False)
+    run(model, optimizer, 1)
 
 
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)])

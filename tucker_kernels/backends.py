@@ -21,6 +21,12 @@ DEVICES = {
     "cuda": ("cuda",),
     "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
 }
+# What the package calls in the compiled module.
+CALLED = (
+    *("cpu_isa", "max_modes", "tile_costs", "mode_dot_cpu", "multi_mode_dot_cpu", "cross_gram_cpu"),
+    *("tucker_conv_forward_cpu", "tucker_conv_backward_cpu", "tangent_basis_cpu", "hosvd_truncate_cpu"),
+    *("rotate_bases_cpu", "gram_solve_cpu", "batched_qr_cpu", "batched_svd_cpu"),
+)
 
 log = logging.getLogger("tucker_kernels")
 
@@ -51,13 +57,18 @@ def native_module():
     """The compiled module, or (None, why it is missing)."""
     try:
         from tucker_kernels import _C
-
-        return _C, ""
     except ImportError as error:
         return None, (
             f"the compiled module did not load ({error}); reinstall tucker-kernels, or in its source tree run "
             "`pip install -e .`"
         )
+    missing = [name for name in CALLED if not hasattr(_C, name)]
+    if missing:
+        return None, (
+            f"the compiled module is older than the package (it has no {missing[0]}); reinstall tucker-kernels, or in "
+            "its source tree run `make dev`"
+        )
+    return _C, ""
 
 
 def backends() -> dict[str, tuple[bool, str]]:

@@ -23,11 +23,9 @@ from pathlib import Path
 
 import torch
 
-try:
-    from tucker_kernels import _C
-except ImportError:  # `backends` says why
-    _C = None
+from tucker_kernels.backends import native_module
 
+_C, _ = native_module()  # `backends` says why it is None
 PATHS = ("chain", "fused", "reconstruct")
 # By which the compiled kernel decides whether to work in tiles; None: never.
 TILES = None if _C is None else _C.tile_costs()

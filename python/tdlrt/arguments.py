@@ -9,6 +9,7 @@ import torch
 from tdlrt.capture import RETAIN
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.rank_choice import COSTS
+from tdlrt.transport import moving_entries
 
 BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # The arguments with a few allowed values.
@@ -79,6 +80,18 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
 
 
+def check_state(base):
+    """Raises ValueError for a base whose state does not move with bases. One step of a small matrix shows its state."""
+    matrix = torch.zeros(2, 3, requires_grad=True)
+    matrix.grad = torch.ones_like(matrix)
+    try:
+        tried = type(base)([matrix], **base.defaults)
+        tried.step()
+    except Exception:  # whatever a user's class wants; the first step says the same
+        return
+    moving_entries(tried.state[matrix], matrix.shape)
+
+
 def _choice(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
@@ -116,4 +129,13 @@ def check_dtypes(layers):
             raise TypeError(
                 f"model: {name} has {layer.core.dtype} parameters; cores and factors are kept in float32 or float64 "
                 "(use torch.autocast for lower-precision arithmetic)"
+            )
+
+
+def check_frozen(layers):
+    for name, layer in layers.items():
+        if not layer.core.requires_grad and any(f is not None and f.requires_grad for f in layer.factors):
+            raise ValueError(
+                f"model: {name}.core is frozen, but its factors are not, and they move only with their core; freeze "
+                f"all of {name} (requires_grad_(False)) or only its factors"
             )

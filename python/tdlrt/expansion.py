@@ -9,7 +9,7 @@ import tucker_kernels as tk
 from tdlrt import momentum
 from tdlrt.layers import TuckerLayer
 from tdlrt.rank_choice import Spectrum, slice_squares
-from tdlrt.transport import by_dtype, check_shapes, corner, pad, pad_state, project_states
+from tdlrt.transport import by_dtype, check_shapes, corner, follow_dtype, pad, pad_state, project_states
 
 
 class NonFiniteError(FloatingPointError):
@@ -45,7 +45,9 @@ class Expansion:
     @classmethod
     def at(cls, name, layer, optimizer):
         """The layer's point now, nothing augmented. Raises ValueError where the optimiser's state is of other ranks."""
-        check_shapes(name, layer.core, optimizer.state.get(layer.core, {}))
+        state = optimizer.state.get(layer.core, {})
+        check_shapes(name, layer.core, state)
+        follow_dtype(layer.core, state)
         factors = [None if f is None else f.data for f in layer.factors]
         return cls(name, layer, layer.core.data, factors, list(factors), optimizer.momentum_group(layer.core))
 

@@ -5,7 +5,15 @@ import logging
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tdlrt.arguments import check_dtypes, check_options, layer_tolerances, make_base, positive
+from tdlrt.arguments import (
+    check_dtypes,
+    check_frozen,
+    check_options,
+    check_state,
+    layer_tolerances,
+    make_base,
+    positive,
+)
 from tdlrt.capturable import CapturedStep, compact
 from tdlrt.capture import Capture
 from tdlrt.expansion import NonFiniteError, truncate
@@ -14,6 +22,7 @@ from tdlrt.integrators.parallel import redo, saturated
 from tdlrt.rank_choice import RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import refuse_shared, tucker_layers
+from tdlrt.transport import follow_dtype
 
 log = logging.getLogger("tdlrt")
 
@@ -134,6 +143,7 @@ class TDLRT(torch.optim.Optimizer):
             log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
         refuse_shared(inner, self.layers)
         check_dtypes(self.layers)
+        check_frozen(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)
         if retain == "inline" and (integrator != "one_pass" or not isinstance(self.reducer, LocalReducer)):
             what = f"integrator={integrator!r}" if integrator != "one_pass" else "several processes"
@@ -148,6 +158,8 @@ class TDLRT(torch.optim.Optimizer):
         if budget is not None or rank_multiple > 1:
             self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
         self.base = make_base(base, inner, params, lr, momentum, weight_decay, capturable, base_options)
+        if self.layers:
+            check_state(self.base)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
@@ -273,7 +285,10 @@ class TDLRT(torch.optim.Optimizer):
 
     def _integrate(self, closure):
         integrator = self.integrator
-        check_dtypes(self.layers)  # model.half() may have come since
+        check_dtypes(self.layers)  # model.half(), model.double() or a requires_grad_() may have come since
+        check_frozen(self.layers)
+        for p, state in self.state.items():
+            follow_dtype(p, state)
         if closure is None and all(_is_zero(group["lr"]) for group in self.param_groups):
             # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
             integrator = "one_pass"

@@ -83,6 +83,18 @@ def check_shapes(name, core, state):
             )
 
 
+def follow_dtype(parameter, state):
+    """Casts what a parameter's state keeps per entry to the dtype that the parameter has now."""
+    kept = next((state[key] for key in LINEAR if state.get(key) is not None), None)
+    if kept is None or kept.dtype == parameter.dtype:
+        return
+    for key, value in state.items():
+        if isinstance(value, list):  # momentum outside the bases
+            state[key] = [None if m is None else m.to(parameter.dtype) for m in value]
+        elif key in LINEAR + SQUARED and value is not None:
+            state[key] = value.to(parameter.dtype)
+
+
 def _copied(state, moved):
     """The state with its entries in `moved` replaced; others are cloned, since a step counter is updated in place and
     a step may be taken back."""

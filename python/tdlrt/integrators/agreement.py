@@ -126,7 +126,7 @@ def settle(comparisons, reducer):
         raise RuntimeError(
             f"the gradients of {', '.join(bad)} are not a multiple of what its inputs and output gradients give. The "
             "loss may use the weight outside the layer (a penalty), or the gradients were changed by more than a "
-            "scaling; use integrator='two_pass'"
+            "scaling: use integrator='two_pass'. Or they were zeroed in place: use the optimizer's zero_grad()"
         )
 
 
