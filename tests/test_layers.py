@@ -307,3 +307,13 @@ def test_replacing_data_forgets_the_old_gradient_shape():
 def test_bad_arguments(build, error, words):
     with pytest.raises(error, match=words):
         build()
+
+
+@pytest.mark.parametrize("path", ["auto", "chain", "fused", "reconstruct"])
+@pytest.mark.parametrize(("dense", "shape"), [(nn.Conv2d(4, 6, 3), (2, 4, 8, 7)), (nn.Linear(4, 6), (2, 4))])
+def test_shapes_on_the_meta_device(dense, shape, path):
+    layer = tdlrt.tuckerize(nn.Sequential(dense), ranks=0.5, min_features=0)[0].to("meta")
+    layer.path = path
+    y = layer(torch.empty(shape, device="meta"))
+    assert y.is_meta
+    assert y.shape == dense(torch.zeros(shape)).shape

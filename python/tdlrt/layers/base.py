@@ -120,7 +120,7 @@ class TuckerLayer(nn.Module):
         factors = [f if f is None or self.train_bases else f.detach() for f in self.factors]
         tensors = [input, self.core, self.bias, *factors]
         device = input.device.type
-        if torch.is_autocast_enabled(device):
+        if device != "meta" and torch.is_autocast_enabled(device):  # torch knows none for meta
             dtype = torch.get_autocast_dtype(device)
             lower = (torch.float32, torch.float16, torch.bfloat16)  # float64 and indices stay
             tensors = [t.to(dtype) if t is not None and t.dtype in lower else t for t in tensors]
