@@ -35,6 +35,7 @@ class FixedRanks {
   // Bound on how far the steps move what lies in tails and was not looked at: the blocks in many tails, and
   // what other modes' steps bring into a single one.
   double drift() const;
+  double error_drift() const;  // bound on the same for the root of what is lost in all
 
   const T* core_;
   int64_t modes_;
