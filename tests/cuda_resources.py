@@ -64,7 +64,7 @@ def parse(report):
 def shown(nvcc_version, table):
     """The table as JSON with a line per kernel."""
     parts = [f' "nvcc": {json.dumps(nvcc_version)}']
-    for architecture, kernels in table.items():
+    for architecture, kernels in sorted(table.items()):
         lines = [f"  {json.dumps(name)}: {json.dumps(kernels[name], sort_keys=True)}" for name in sorted(kernels)]
         parts.append(f' "{architecture}": {{\n' + ",\n".join(lines) + "\n }")
     return "{\n" + ",\n".join(parts) + "\n}\n"

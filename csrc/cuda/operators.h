@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/plan.h"
+#include "kernels/limits.h"
 #include "tucker_kernels_cuda.h"
 
 namespace tk {
@@ -10,8 +11,6 @@ namespace tk {
 // Rows, columns and flattened indices must stay below this (kernels count them in 32 bits, with room for a
 // tile).
 constexpr int64_t largest_index = (int64_t(1) << 31) - 4096;
-// The largest matrix the factorisations take.
-constexpr int64_t largest_factorization = 1024;
 
 template <class Problem>
 using PlanFunction = tk_status(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,

@@ -8,14 +8,15 @@
 // sweeps are made. A comes as a sorted Cholesky factor, so that a matrix whose rows are nearly orthogonal
 // needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory, beside 2n
 // elements and n doubles: all up to n = 237 in 227 KiB of float32, else the first `resident` ones, and the
-// others stay in `factor` (9 in 100 for n = 256, 4 in 5 for 512). Tiling: a warp per pair of columns, lanes
-// along rows, the first 32·cached rows kept in registers between the dot product and the rotation;
-// round-robin pairs, n−1 rounds a sweep with a barrier each. Numerics: T, columns scaled by 1/sqrt(trace) so
-// that squares neither overflow nor vanish; squared norms are updated by every rotation and summed anew at
-// each sweep; those that choose the rank are summed in double. Template: T = float, double. Any number of
-// threads that is a multiple of 32. Source: Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky
-// factor).
-// Loops are not unrolled where 64 registers (1024 threads) would spill.
+// others stay in `factor` (9 in 100 for n = 256, 4 in 5 for 512). Tiling: a warp holds two groups of G
+// columns in registers and rotates all pairs between them, G independent pairs at a time; lanes run along
+// rows for products and along pairs for angles. Round-robin groups, n/G − 1 rounds a sweep with a barrier
+// each, so that a sweep moves every column n/G times instead of n. G = 4 up to n = 256, 2 up to 512, then 1
+// (float64: 96 and 192). Numerics: T, columns scaled by 1/sqrt(trace) so that squares neither overflow nor
+// vanish; squared norms are updated by every rotation and summed anew at each sweep; those that choose the
+// rank are summed in double. Template: T = float, double. Any number of threads that is a multiple of 32.
+// Source: Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky factor).
+// Loops are not unrolled where 128 registers (512 threads) would spill.
 #pragma once
 
 #include "kernels/limits.h"
@@ -26,12 +27,6 @@ namespace tk {
 
 template <class T>
 struct JacobiColumns {
-  // Elements of a column that a lane keeps in registers; what does not spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  static constexpr int cached = sizeof(T) == 4 ? 6 : 1;
-#else
-  static constexpr int cached = sizeof(T) == 4 ? 8 : 1;
-#endif
   double* energy;         // of column j, relative to the trace
   T* squares;             // ‖column j‖²
   int* order;             // columns by descending energy
@@ -71,61 +66,137 @@ struct JacobiColumns {
     __syncthreads();
   }
 
-  // Makes columns p and q orthogonal; whether that took a rotation. One warp.
-  __device__ bool rotate(int p, int q, T tolerance) const {
+  // The columns of two groups of G, R elements of each in a lane. In step s column c meets c^s: within the
+  // groups for s < G, between them for the others.
+  template <int G, int R>
+  struct Tile {
+    T x[2 * G][R];
+    int low, high;  // groups
+
+    __device__ __forceinline__ int index(int c) const { return (c < G ? low : high - 1) * G + c; }
+    // The smaller column of the k-th pair: k with a zero put in where s has its highest bit.
+    static __device__ __forceinline__ int first(int k, int s) {
+      const int bit = s >= 4 ? 4 : s >= 2 ? 2 : 1;
+      return (k & -bit) * 2 + (k & (bit - 1));
+    }
+  };
+
+  // Makes the G pairs of a step orthogonal; whether that took a rotation. One warp.
+  template <int G, int R>
+  __device__ __forceinline__ bool rotate(Tile<G, R>& tile, int step, T tolerance) const {
+    constexpr int share = 32 / G;  // lanes that find the angle of one pair
     const int lane = threadIdx.x % 32;
-    T *x = column(p), *y = column(q);
-    T own_x[cached], own_y[cached], dot = 0;
+    const int column_p = tile.first(lane / share, step);
+    const int p = tile.index(column_p), q = tile.index(column_p ^ step);
+    constexpr int most_rows = G == 1 ? largest_factorization : 0;  // beyond what lanes hold, in memory
+    T dots[G];
 #pragma unroll
-    for (int c = 0; c < cached; ++c) {
-      const int i = lane + 32 * c;
-      own_x[c] = i < rows ? x[i] : T(0);
-      own_y[c] = i < rows ? y[i] : T(0);
-      dot += own_x[c] * own_y[c];
-    }
-#pragma unroll 1
-    for (int i = lane + 32 * cached; i < rows; i += 32) dot += x[i] * y[i];
-    dot = warp_sum(dot);
-    const T xx = squares[p], yy = squares[q];
-    if (!(fabs(dot) > tolerance * sqrt(xx) * sqrt(yy)) || !(xx > 0) || !(yy > 0)) return false;
-    const T zeta = (yy - xx) / (2 * dot);
-    const T tangent = (zeta < 0 ? T(-1) : T(1)) / (fabs(zeta) + sqrt(1 + zeta * zeta));
-    const T cosine = 1 / sqrt(1 + tangent * tangent), sine = tangent * cosine;
+    for (int k = 0; k < G; ++k) {
+      const int c = tile.first(k, step);
+      dots[k] = 0;
 #pragma unroll
-    for (int c = 0; c < cached; ++c) {
-      const int i = lane + 32 * c;
-      if (i >= rows) continue;
-      x[i] = cosine * own_x[c] - sine * own_y[c];
-      y[i] = sine * own_x[c] + cosine * own_y[c];
+      for (int r = 0; r < R; ++r) dots[k] += tile.x[c][r] * tile.x[c ^ step][r];
     }
+    if (32 * R < most_rows) {
 #pragma unroll 1
-    for (int i = lane + 32 * cached; i < rows; i += 32) {
-      const T a = x[i], b = y[i];
-      x[i] = cosine * a - sine * b;
-      y[i] = sine * a + cosine * b;
+      for (int i = lane + 32 * R; i < rows; i += 32) dots[0] += column(p)[i] * column(q)[i];
     }
+    const T dot = warp_sums(dots);
+    const T xx = p < n ? squares[p] : T(0), yy = q < n ? squares[q] : T(0);
+    const bool turns = fabs(dot) > tolerance * sqrt(xx) * sqrt(yy) && xx > 0 && yy > 0;
+    if (!__any_sync(full_warp, turns)) return false;
+    T cosine = 1, sine = 0;
     __syncwarp();  // every lane has read the squares
-    if (lane == 0) {
-      squares[p] = xx - tangent * dot;
-      squares[q] = yy + tangent * dot;
+    if (turns) {
+      const T zeta = (yy - xx) / (2 * dot);
+      const T tangent = (zeta < 0 ? T(-1) : T(1)) / (fabs(zeta) + sqrt(1 + zeta * zeta));
+      cosine = 1 / sqrt(1 + tangent * tangent);
+      sine = tangent * cosine;
+      if (lane % share == 0) {
+        squares[p] = xx - tangent * dot;
+        squares[q] = yy + tangent * dot;
+      }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < G; ++k) {
+      const int c = tile.first(k, step);
+      const T cos_k = __shfl_sync(full_warp, cosine, k * share),
+              sin_k = __shfl_sync(full_warp, sine, k * share);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const T a = tile.x[c][r], b = tile.x[c ^ step][r];
+        tile.x[c][r] = cos_k * a - sin_k * b;
+        tile.x[c ^ step][r] = sin_k * a + cos_k * b;
+      }
+    }
+    if (32 * R < most_rows) {
+#pragma unroll 1
+      for (int i = lane + 32 * R; i < rows; i += 32) {
+        const T a = column(p)[i], b = column(q)[i];
+        column(p)[i] = cosine * a - sine * b;
+        column(q)[i] = sine * a + cosine * b;
+      }
     }
     return true;
   }
 
-  // All pairs once; whether any was rotated. In round r, player m−1 meets r and r+k meets r−k (mod m−1).
+  // Rotates all pairs between two groups of columns, and with `within` those inside them.
+  template <int G, int R>
+  __device__ bool meet(int low, int high, bool within, T tolerance) const {
+    const int lane = threadIdx.x % 32;
+    Tile<G, R> tile;
+    tile.low = low, tile.high = high;
+#pragma unroll
+    for (int c = 0; c < 2 * G; ++c) {
+      const int j = tile.index(c);
+      const T* from = column(j);
+#pragma unroll
+      for (int r = 0; r < R; ++r) tile.x[c][r] = j < n && lane + 32 * r < rows ? from[lane + 32 * r] : T(0);
+    }
+    bool rotated = false;
+#pragma unroll
+    for (int step = 1; step < 2 * G; ++step)
+      if (step >= G || within) rotated |= rotate(tile, step, tolerance);
+    if (!rotated) return false;
+    // A broadcast, so that addresses are found anew rather than kept in registers meanwhile.
+    tile.low = __shfl_sync(full_warp, low, 0), tile.high = __shfl_sync(full_warp, high, 0);
+#pragma unroll
+    for (int c = 0; c < 2 * G; ++c) {
+      const int j = tile.index(c);
+      T* to = column(j);
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        if (j < n && lane + 32 * r < rows) to[lane + 32 * r] = tile.x[c][r];
+    }
+    return true;
+  }
+
+  // All pairs once; whether any was rotated. In round r, group m−1 meets r and r+k meets r−k (mod m−1); a
+  // group without a partner is alone in the first round, which also rotates within groups.
+  template <int G, int R>
   __device__ bool sweep(T tolerance) const {
-    const int players = n + n % 2, others = players - 1;
+    const int groups = (n + G - 1) / G, players = groups + groups % 2, others = players - 1;
     bool rotated = false;
     for (int round = 0; round < others; ++round) {
 #pragma unroll 1
       for (int k = threadIdx.x / 32; k < players / 2; k += blockDim.x / 32) {
         const int a = k == 0 ? players - 1 : (round + k) % others;
         const int b = k == 0 ? round : (round + others - k) % others;
-        if (max(a, b) < n) rotated |= rotate(min(a, b), max(a, b), tolerance);
+        if (max(a, b) < groups || (G > 1 && round == 0))
+          rotated |= meet<G, R>(min(a, b), max(a, b), round == 0, tolerance);
       }
       __syncthreads();
     }
     return __syncthreads_or(rotated);
+  }
+
+  __device__ bool sweep(T tolerance) const {
+    constexpr int held = sizeof(T) == 4 ? 64 : 24;  // elements in the registers of a lane
+    if (sizeof(T) == 4 && rows <= 128) return sweep<4, 4>(tolerance);
+    if (rows <= 4 * held) return sweep<4, held / 8>(tolerance);
+    if (rows <= 8 * held) return sweep<2, held / 4>(tolerance);
+    return sweep<1, held / 4>(tolerance);
   }
 
   // Energies and the order of the columns. `shift` is what the factor's squares have too much.
@@ -166,13 +237,13 @@ template <class T>
 __device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory) {
   TK_SHARED(int, rank);
   const int n = p.size;
-  const double trace = *p.trace;
   const JacobiColumns<T> a(memory, p.factor, n, n, p.resident);
-  a.load(p.factor, trace > 0 ? T(1 / sqrt(trace)) : T(1));
+  a.load(p.factor, *p.trace > 0 ? T(1 / sqrt(*p.trace)) : T(1));
   for (int s = 0; s < p.sweeps; ++s) {
     a.sum_squares();
     if (!a.sweep(T(p.tolerance))) break;
   }
+  const double trace = *p.trace;
   a.sort(p.shift, !(trace > 0));
   if (threadIdx.x == 0) {
     rank = p.bound < 0 ? min(p.max_rank, n) : a.rank(p.bound, p.min_rank, p.max_rank);
@@ -190,7 +261,7 @@ __device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(jacobi_svd_threads)
+__global__ void __launch_bounds__(jacobi_svd_threads, 1)
     jacobi_svd(const JacobiProblem<T>* __restrict__ problems) {
   TK_DYN_SMEM(double, memory);
   const JacobiProblem<T>& p = problems[blockIdx.x];

@@ -9,10 +9,12 @@ constexpr int32_t gemm_tile = 64, gemm_threads = 128;
 constexpr int32_t projection_columns = 16, projection_chunk = 128, projection_threads = 256;
 constexpr int32_t gram_tile = 64, gram_threads = 128;
 constexpr int32_t semidefinite_cholesky_threads = 512;
-constexpr int32_t jacobi_svd_threads = 1024;
+constexpr int32_t jacobi_svd_threads = 512;
 constexpr int32_t finish_threads = 256;
 constexpr int32_t store_threads = 256;
 
+// The largest matrix the factorisations take.
+constexpr int32_t largest_factorization = 1024;
 // The most that a block of any current GPU can ask for (sm_90, sm_100: 227 KiB).
 constexpr int64_t most_shared_bytes = 232448;
 // Kept free of dynamic shared memory for what kernels declare themselves.

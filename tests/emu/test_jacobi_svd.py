@@ -10,7 +10,7 @@ import pytest
 
 from emu import emulator
 
-THREADS = 1024
+THREADS = 512
 
 
 def run(
@@ -66,14 +66,73 @@ def test_sizes_in_one_launch(order, dtype, near):
         assert_svd(a, basis, sigma, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "n"), [(np.float32, 263), (np.float64, 150)])
-def test_rows_beyond_the_registers(dtype, n):
-    """A rotation keeps A Aᵀ, also the rows that a lane does not hold in registers."""
+def matchings(n, seed):
+    """Ways to sort 0 to n−1 into pairs: neighbours at distance 1, 2, 4 and 8, and at random."""
+    near = [[(i, i ^ d) for i in range(n) if i < i ^ d < n] for d in (1, 2, 4, 8)]
+    shuffled = np.random.default_rng(seed).permutation(n)
+    return [*near, list(zip(shuffled[: n // 2], shuffled[n // 2 :]))]
+
+
+# Sizes whose columns meet in groups of 4, 2 and 1, with an even and an odd number of groups.
+@pytest.mark.parametrize(
+    ("dtype", "n", "some"),
+    [(np.float32, n, slice(0, 5)) for n in (3, 30, 131)]
+    + [(np.float32, n, slice(4, 5)) for n in (256, 263)]
+    + [(np.float64, n, slice(0, 5)) for n in (40, 98, 105)]
+    + [(np.float64, 195, slice(4, 5)), pytest.param(np.float32, 521, slice(4, 5), marks=pytest.mark.long)],
+)
+def test_a_sweep_meets_every_pair(dtype, n, some):
+    """Where only disjoint pairs of columns are not orthogonal, one sweep is enough, and A Aᵀ stays as it was."""
+    rng = np.random.default_rng(n)
+    u, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    factors = []
+    for pairs in matchings(n, seed=n)[some]:
+        a = u * rng.uniform(0.5, 1, n)
+        for p, q in pairs:
+            a[:, p] += rng.uniform(0.2, 0.9) * a[:, q]
+        factors.append(a)
+    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, near=min(0.4, 50000 / n**2), sweeps=1)):
+        assert rank == n
+        basis = basis.astype(np.float64)
+        assert np.abs(basis.T @ basis - np.eye(n)).max() <= 40 * np.finfo(dtype).eps
+        rotated = basis * sigma
+        assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(dtype).eps
+
+
+FAMILIES = {
+    "geometric": lambda n: np.logspace(0, -6, n),
+    "clustered": lambda n: np.where(np.arange(n) < n // 3, 1.0, 5e-4),
+    "deficient": lambda n: np.where(np.arange(n) < n // 2, np.linspace(1, 0.1, n), 0),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n", [66, *(pytest.param(n, marks=pytest.mark.long) for n in (241, 300))])
+def test_matrix_families(n, family):
+    a, bound = cholesky_factor(n, FAMILIES[family](n)), 1e-8
+    ((basis, sigma, rank),) = run([a], near=min(1, 54000 / n**2), bound=bound)
+    tails = np.append(np.cumsum(np.linalg.svd(a, compute_uv=False)[::-1] ** 2)[::-1], 0)
+    assert rank == int(np.argmax(tails <= bound * tails[0]))
+    assert_svd(a, basis, sigma, np.float32)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("n", [98, 195])
+def test_smaller_groups_under_sanitizers(n):
     a = cholesky_factor(n, np.linspace(1, 0.5, n))
-    ((basis, sigma, rank),) = run([a], dtype, near=0.0, sweeps=1)
-    assert rank == n
-    rotated = basis.astype(np.float64) * sigma
-    assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(dtype).eps
+    ((basis, sigma, _),) = run([a], np.float64, near=0.4, sweeps=1)
+    rotated = basis * sigma
+    assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(np.float64).eps
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("n", [512, 1024])
+def test_large_matrices_keep_their_bound(n):
+    bound = 1e-3
+    a = cholesky_factor(n, np.logspace(0, -4, n))
+    ((basis, _, rank),) = run([a], near=54000 / n**2, sweeps=1, bound=bound)
+    kept, _ = np.linalg.qr(basis[:, :rank].astype(np.float64))
+    assert np.sum((a - kept @ (kept.T @ a)) ** 2) <= bound * np.sum(a**2) * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("bound", [0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0])
