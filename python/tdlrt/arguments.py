@@ -80,6 +80,28 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
 
 
+def check_processes(one, integrator, retain, capturable):
+    """Raises ValueError for what works in one process only, and for `inline` with another integrator than one_pass."""
+    if retain == "inline" and (integrator != "one_pass" or not one):
+        what = f"integrator={integrator!r}" if integrator != "one_pass" else "several processes"
+        raise ValueError(
+            f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
+            "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
+        )
+    if capturable and not one:
+        raise ValueError("capturable is True with several processes; allowed is one")
+
+
+def check_complete(model, given):
+    """Raises ValueError where a trained parameter of the model is in no group."""
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in given]
+    if missing:
+        raise ValueError(
+            f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group, except frozen "
+            "ones"
+        )
+
+
 def check_state(base):
     """Raises ValueError for a base whose state does not move with bases. One step of a small matrix shows its state."""
     matrix = torch.zeros(2, 3, requires_grad=True)

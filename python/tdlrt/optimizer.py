@@ -5,17 +5,11 @@ import logging
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tdlrt.arguments import (
-    check_dtypes,
-    check_frozen,
-    check_options,
-    check_state,
-    layer_tolerances,
-    make_base,
-    positive,
-)
+from tdlrt import arguments
+from tdlrt.arguments import check_dtypes, check_frozen, positive
 from tdlrt.capturable import CapturedStep, compact
 from tdlrt.capture import Capture
+from tdlrt.conditioning import conditioning_gradient
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
@@ -113,23 +107,7 @@ class TDLRT(torch.optim.Optimizer):
         if not isinstance(model, torch.nn.Module):
             kind = type(model).__name__
             raise TypeError(f"model must be a torch.nn.Module, got {kind}; TDLRT takes the model, not its parameters")
-        check_options(
-            integrator=integrator,
-            base=base,
-            tolerance_mode=tolerance_mode,
-            min_rank=min_rank,
-            max_rank=max_rank,
-            basis_every=basis_every,
-            rank_every=rank_every,
-            max_grad_norm=max_grad_norm,
-            on_nonfinite=on_nonfinite,
-            retain=retain,
-            budget=budget,
-            budget_of=budget_of,
-            rank_multiple=rank_multiple,
-            conditioning=conditioning,
-            capturable=capturable,
-        )
+        arguments.check_options(**given)
         self.model = model
         self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
         self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
@@ -138,38 +116,26 @@ class TDLRT(torch.optim.Optimizer):
         self.truncation_errors = {}
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = tucker_layers(inner)
-        self._layer_tol = layer_tolerances(tol, self.layers)
+        self._layer_tol = arguments.layer_tolerances(tol, self.layers)
         if not self.layers:
             log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
         refuse_shared(inner, self.layers)
         check_dtypes(self.layers)
         check_frozen(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)
-        if retain == "inline" and (integrator != "one_pass" or not isinstance(self.reducer, LocalReducer)):
-            what = f"integrator={integrator!r}" if integrator != "one_pass" else "several processes"
-            raise ValueError(
-                f"retain is 'inline' with {what}; it is for integrator='one_pass' in one process, where the gradients "
-                "of a layer are final when the backward pass leaves it. Allowed here is 'deferred'"
-            )
-        if capturable and not isinstance(self.reducer, LocalReducer):
-            raise ValueError("capturable is True with several processes; allowed is one")
+        arguments.check_processes(isinstance(self.reducer, LocalReducer), integrator, retain, capturable)
         self.captured = CapturedStep(self) if capturable else None
         self._choose_ranks = None
         if budget is not None or rank_multiple > 1:
             self._choose_ranks = RankChoice(inner, rank_multiple, budget, budget_of, min_rank, tolerance_mode)
-        self.base = make_base(base, inner, params, lr, momentum, weight_decay, capturable, base_options)
+        self.base = arguments.make_base(base, inner, params, lr, momentum, weight_decay, capturable, base_options)
         if self.layers:
-            check_state(self.base)
+            arguments.check_state(self.base)
         defaults = {**self.base.defaults, "tol": None if isinstance(tol, dict) else tol}
         super().__init__(self.base.param_groups, {**defaults, "steps": 0, "bases_frozen": False})
         self._link()
         self._name_parameters()
-        missing = [n for n, p in inner.named_parameters() if p.requires_grad and p not in self._names]
-        if missing:
-            raise ValueError(
-                f"params leaves out {', '.join(missing)}; every parameter of the model must be in a group, "
-                "except frozen ones"
-            )
+        arguments.check_complete(inner, self._names)
         self.layers = {name: layer for name, layer in self.layers.items() if layer.core in self._names}
         self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
@@ -390,12 +356,3 @@ def _rebuilt(model, arguments, groups, state, skipped_steps, captured):
 def _is_zero(lr):
     on_host = not isinstance(lr, torch.Tensor) or lr.device.type == "cpu"  # a device would have to be waited for
     return on_host and float(lr) == 0
-
-
-def conditioning_gradient(core):
-    """∇_C ‖SSᵀ − α²I‖_F for S = Mat_1(C) and α² = ‖S‖²/r; zero where the singular values are equal."""
-    S = core.flatten(1)
-    E = S @ S.T
-    E.diagonal().sub_(E.diagonal().mean())  # the derivative of α² is orthogonal to E
-    norm = torch.linalg.vector_norm(E)
-    return (2 / torch.where(norm > 0, norm, 1.0) * (E @ S)).view_as(core)
