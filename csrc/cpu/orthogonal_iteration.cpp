@@ -77,11 +77,11 @@ bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* rows, Or
   multiply<T>(rest, r, r, 1, b, r, 1, inverse, step, 1, 0, w, r);
   multiply<T>(rest, r, r, 1, w, r, 1, inverse, 1, step, 0, x, r);
   multiply<T>(r, r, r, 1, inverse, step, 1, inverse, 1, step, 0, a, r);
-  const double tangent = norm(rest * r, x.data()), explained = norm(rest * r, w.data());
-  const double largest_inverse = norm(r * r, a.data());
+  const double explained = norm(rest * r, w.data()), largest_inverse = norm(r * r, a.data());
+  multiply<T>(r, r, rest, 1, x, 1, r, x, r, 1, 0, a, r);
+  const double tangent = std::sqrt(norm(r * r, a.data()));
   found = {explained * explained * scale, tangent, largest_inverse / scale,
            4 * std::numeric_limits<T>::epsilon() * length * largest_inverse};
-  multiply<T>(r, r, rest, 1, x, 1, r, x, r, 1, 0, a, r);
   for (int64_t i = 0; i < r; ++i) a[i * r + i] += 1;
   if (!factor_and_invert<T>(r, a, triangle, inverse)) return false;
   transpose(r, r, inverse.data(), step, rows, n);

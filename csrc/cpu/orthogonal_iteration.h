@@ -8,7 +8,7 @@ namespace tk {
 // What the step found, for judging it: G = [A Bᵀ; B D], X = B A⁻¹.
 struct OrthogonalIteration {
   double explained;  // tr B A⁻¹ Bᵀ, the energy that the step moved into the head
-  double size;       // ‖X‖, the tangent of the angle that it moved by
+  double size;       // ‖XᵀX‖^½ ≥ ‖X‖₂, the tangent of the largest angle that it moved by
   double inverse;    // ‖A⁻¹‖, so that no eigenvalue of A is below 1/inverse
   double rounding;   // relative error that rounding may have left in X (in the metric of A)
 };
