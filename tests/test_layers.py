@@ -317,3 +317,5 @@ def test_shapes_on_the_meta_device(dense, shape, path):
     y = layer(torch.empty(shape, device="meta"))
     assert y.is_meta
     assert y.shape == dense(torch.zeros(shape)).shape
+    adapted = tdlrt.adapt(nn.Sequential(copy.deepcopy(dense)), ranks=2, min_features=0).to("meta")
+    assert adapted(torch.empty(shape, device="meta")).shape == y.shape

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from tdlrt.layers.base import autocast_dtype
+
 
 class TuckerAdapter(nn.Module):
     """`base(x) + delta(x)`: the dense layer as it was, and a Tucker layer of its geometry without a bias.
@@ -30,7 +32,7 @@ class TuckerAdapter(nn.Module):
 
     def forward(self, input):
         y = self.base(input)
-        if not torch.is_autocast_enabled(input.device.type):
+        if autocast_dtype(input) is None:
             input = input.to(next(self.delta.parameters()).dtype)
         return y + self.delta(input).to(y.dtype)
 

@@ -119,9 +119,8 @@ class TuckerLayer(nn.Module):
         """Input, core, factors and bias, in autocast's dtype where it is on."""
         factors = [f if f is None or self.train_bases else f.detach() for f in self.factors]
         tensors = [input, self.core, self.bias, *factors]
-        device = input.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):  # torch knows none for meta
-            dtype = torch.get_autocast_dtype(device)
+        dtype = autocast_dtype(input)
+        if dtype is not None:
             lower = (torch.float32, torch.float16, torch.bfloat16)  # float64 and indices stay
             tensors = [t.to(dtype) if t is not None and t.dtype in lower else t for t in tensors]
         input, core, bias, *factors = tensors
@@ -203,6 +202,14 @@ def hooi(tensor, core, factors, most_sweeps=10):
             break
         best = core, list(factors)
     return best
+
+
+def autocast_dtype(tensor):
+    """What autocast computes in on the tensor's device; None where it is off."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # torch knows none for meta
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def factorised_modes(modes, ndim):
