@@ -13,8 +13,8 @@ training rows need fewer, because they take no solves.
 Rows of "augmented BUG": what RobustDLRT's augmentation and truncation do (channel modes, core and Adam's moments).
 Rows of "from_dense": dense kernels to Tucker, all in one call, against SVDs by torch and one run of
 TensorLy; where that is not installed the row says so.
-Results go to bench/results/linear_algebra.json; with --keep, beside what is there, whose
-rows then name their own commit and date.
+Results go to bench/results/linear_algebra.json; with --keep, beside what is there and was not
+measured again, whose rows then name their own commit and date.
 """
 
 import argparse
@@ -294,6 +294,10 @@ def measure(net, divisor, threads, options):
     return [{key: row.get(key, "") for key in COLUMNS} | {"GEMM GFLOP/s": rate / 1e9} for row in rows]
 
 
+def _place(row):
+    return [row.get(key) for key in ("net", "r", "threads", "what", "cores")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=["resnet18"], choices=sorted(NETS))
@@ -315,7 +319,8 @@ def main():
     if options.keep and path.exists():
         before = json.loads(path.read_text())
         made = {key: before["machine"][key] for key in ("commit", "date")}
-        rows = [row if "commit" in row else made | row for row in before["rows"]] + rows
+        new = [_place(row) for row in rows]
+        rows = [row if "commit" in row else made | row for row in before["rows"] if _place(row) not in new] + rows
     print(harness.save("linear_algebra", rows))
 
 
