@@ -6,11 +6,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <array>
 #include <cstring>
-#include <stdexcept>
-#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "tucker_kernels.h"
@@ -19,8 +17,26 @@ namespace py = pybind11;
 
 namespace {
 
-void check(tk_status status, const char* what) {
-  if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
+// How Python gives an argument of a C function, and back: addresses and enumerators are integers.
+template <class A>
+using Given =
+    std::conditional_t<std::is_pointer_v<A>, uintptr_t, std::conditional_t<std::is_enum_v<A>, int, A>>;
+
+template <class A>
+A taken(Given<A> given) {
+  if constexpr (std::is_pointer_v<A>)
+    return reinterpret_cast<A>(given);
+  else
+    return static_cast<A>(given);
+}
+
+// Binds a function as the header declares it, argument by argument; it runs without the interpreter's lock.
+template <class... A>
+void bind(py::module_& m, const char* name, tk_status (*function)(A...)) {
+  m.def(name, [=](Given<A>... given) {
+    py::gil_scoped_release release;
+    check(function(taken<A>(given)...), name);
+  });
 }
 
 }  // namespace
@@ -40,13 +56,15 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_cuda(m);
 
-  m.def("mode_dot_cpu", [](int dtype, uintptr_t x, int64_t outer, int64_t n, int64_t inner, uintptr_t matrix,
-                           int64_t rows, bool transpose, uintptr_t y, int threads) {
-    py::gil_scoped_release release;
-    check(tk_mode_dot_cpu(static_cast<tk_dtype>(dtype), pointer<const void>(x), outer, n, inner,
-                          pointer<const void>(matrix), rows, transpose, pointer<void>(y), threads),
-          "mode_dot");
-  });
+  bind(m, "mode_dot_cpu", tk_mode_dot_cpu);
+  bind(m, "cross_gram_cpu", tk_cross_gram_cpu);
+  bind(m, "tangent_basis_cpu", tk_tangent_basis_cpu);
+  bind(m, "rotate_bases_cpu", tk_rotate_bases_cpu);
+  bind(m, "gram_solve_cpu", tk_gram_solve_cpu);
+  bind(m, "batched_qr_cpu", tk_batched_qr_cpu);
+  bind(m, "batched_svd_cpu", tk_batched_svd_cpu);
+  bind(m, "hosvd_truncate_cpu", tk_hosvd_truncate_cpu);
+  m.attr("max_modes") = static_cast<int>(TK_MAX_MODES);
 
   m.def("multi_mode_dot_cpu", [](int dtype, const std::vector<GivenProducts>& given, int threads) {
     std::vector<tk_mode_products> problems;
@@ -55,59 +73,6 @@ PYBIND11_MODULE(_C, m) {
     check(tk_multi_mode_dot_cpu(static_cast<tk_dtype>(dtype), problems.data(), int64_t(problems.size()),
                                 threads),
           "multi_mode_dot");
-  });
-
-  m.def("cross_gram_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
-    py::gil_scoped_release release;
-    check(tk_cross_gram_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_cross_gram>(problems), count,
-                            threads),
-          "cross_gram");
-  });
-
-  m.def("tangent_basis_cpu", [](int dtype, uintptr_t problems, int64_t count, uintptr_t counts, int threads) {
-    py::gil_scoped_release release;
-    check(
-        tk_tangent_basis_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_tangent_basis_problem>(problems),
-                             count, pointer<int64_t>(counts), threads),
-        "tangent_basis");
-  });
-
-  m.def("rotate_bases_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
-    py::gil_scoped_release release;
-    check(tk_rotate_bases_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_rotation_problem>(problems),
-                              count, threads),
-          "rotate_bases");
-  });
-
-  m.def("gram_solve_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
-    py::gil_scoped_release release;
-    check(tk_gram_solve_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_gram_solve_problem>(problems),
-                            count, threads),
-          "gram_solve");
-  });
-
-  m.def("batched_qr_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
-    py::gil_scoped_release release;
-    check(tk_batched_qr_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_qr_problem>(problems), count,
-                            threads),
-          "batched_qr");
-  });
-
-  m.def("batched_svd_cpu", [](int dtype, uintptr_t problems, int64_t count, int threads) {
-    py::gil_scoped_release release;
-    check(tk_batched_svd_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_svd_problem>(problems), count,
-                             threads),
-          "batched_svd");
-  });
-
-  m.attr("max_modes") = static_cast<int>(TK_MAX_MODES);
-  m.def("hosvd_truncate_cpu", [](int dtype, uintptr_t problems, int64_t count, uintptr_t tol, bool per_mode,
-                                 uintptr_t ranks, int64_t width, uintptr_t errors, int threads) {
-    py::gil_scoped_release release;
-    check(tk_hosvd_truncate_cpu(static_cast<tk_dtype>(dtype), pointer<const tk_hosvd_problem>(problems),
-                                count, pointer<const double>(tol), per_mode, pointer<int64_t>(ranks), width,
-                                pointer<double>(errors), threads),
-          "hosvd_truncate");
   });
 
   // geometry: batch, n_in, n_out, r_in, r_out, then {rows, columns} of size, out_size, window, stride,

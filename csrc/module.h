@@ -15,6 +15,11 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Turns a status other than success into an exception.
+inline void check(tk_status status, const char* what) {
+  if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
+}
+
 using Addresses = std::vector<uintptr_t>;
 using Sizes = std::vector<int64_t>;
 

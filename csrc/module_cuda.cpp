@@ -21,10 +21,6 @@ namespace py = pybind11;
 
 namespace {
 
-void check(tk_status status, const char* what) {
-  if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
-}
-
 // What tests want to know of a problem in a table: sizes, tiles and the addresses that are written.
 py::dict shown(std::initializer_list<std::pair<const char*, int64_t>> fields) {
   py::dict out;
@@ -238,14 +234,14 @@ tk_gram_solve_problem gram_solve(const GivenGramSolve& given) {
 
 // (matrix, q, r, m, n)
 using GivenQR = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
-tk_qr qr(const GivenQR& given) {
+tk_qr_problem qr(const GivenQR& given) {
   const auto& [matrix, q, r, m, n] = given;
   return {pointer(matrix), pointer(q), pointer(r), m, n};
 }
 
 // (matrix, u, s, vh, m, n)
 using GivenSVD = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
-tk_svd svd(const GivenSVD& given) {
+tk_svd_problem svd(const GivenSVD& given) {
   const auto& [matrix, u, s, vh, m, n] = given;
   return {pointer(matrix), pointer(u), pointer(s), pointer(vh), m, n};
 }

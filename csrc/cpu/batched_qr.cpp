@@ -7,7 +7,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/linalg.h"
 #include "cpu/problems.h"
@@ -36,13 +35,8 @@ void qr(const tk_qr_problem& p) {
 }  // namespace tk
 
 tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_qr_problem* problems, int64_t count, int threads) {
-  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
-    if (problems[i].m < 0 || problems[i].n < 0) return TK_INVALID_ARGUMENT;
-    cost[i] = 4.0 * problems[i].m * problems[i].n * std::min(problems[i].m, problems[i].n);
-  }
-  return tk::dispatch(dtype, [&](auto zero) {
-    return tk::for_each_problem(cost, threads, [&](int64_t i) { tk::qr<decltype(zero)>(problems[i]); });
-  });
+  return tk::run_problems(
+      dtype, problems, count, threads, [](const tk_qr_problem& p) { return p.m >= 0 && p.n >= 0; },
+      [](const tk_qr_problem& p) { return 4.0 * p.m * p.n * std::min(p.m, p.n); },
+      [&](auto zero, int64_t i) { tk::qr<decltype(zero)>(problems[i]); });
 }

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/linalg.h"
 #include "cpu/problems.h"
@@ -41,14 +40,11 @@ void svd_of(const tk_svd_problem& p) {
 }  // namespace tk
 
 tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_svd_problem* problems, int64_t count, int threads) {
-  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
-    if (problems[i].m < 0 || problems[i].n < 0) return TK_INVALID_ARGUMENT;
-    const double k = std::min(problems[i].m, problems[i].n);
-    cost[i] = 4.0 * problems[i].m * problems[i].n * k + 60 * k * k * k;
-  }
-  return tk::dispatch(dtype, [&](auto zero) {
-    return tk::for_each_problem(cost, threads, [&](int64_t i) { tk::svd_of<decltype(zero)>(problems[i]); });
-  });
+  const auto cost = [](const tk_svd_problem& p) {
+    const double k = std::min(p.m, p.n);
+    return 4.0 * p.m * p.n * k + 60 * k * k * k;
+  };
+  return tk::run_problems(
+      dtype, problems, count, threads, [](const tk_svd_problem& p) { return p.m >= 0 && p.n >= 0; }, cost,
+      [&](auto zero, int64_t i) { tk::svd_of<decltype(zero)>(problems[i]); });
 }

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/core_tensor.h"
 #include "cpu/linalg.h"
@@ -78,14 +77,10 @@ void solve(const tk_gram_solve_problem& p) {
 
 tk_status tk_gram_solve_cpu(tk_dtype dtype, const tk_gram_solve_problem* problems, int64_t count,
                             int threads) {
-  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const tk_gram_solve_problem& p = problems[i];
-    if (p.outer < 0 || p.n < 0 || p.inner < 0 || p.rows < 0) return TK_INVALID_ARGUMENT;
-    cost[i] = static_cast<double>(p.n) * p.n * (p.outer * p.inner + 4 * p.rows + p.n);
-  }
-  return tk::dispatch(dtype, [&](auto zero) {
-    return tk::for_each_problem(cost, threads, [&](int64_t i) { tk::solve<decltype(zero)>(problems[i]); });
-  });
+  using Problem = tk_gram_solve_problem;
+  return tk::run_problems(
+      dtype, problems, count, threads,
+      [](const Problem& p) { return p.outer >= 0 && p.n >= 0 && p.inner >= 0 && p.rows >= 0; },
+      [](const Problem& p) { return double(p.n) * p.n * (p.outer * p.inner + 4 * p.rows + p.n); },
+      [&](auto zero, int64_t i) { tk::solve<decltype(zero)>(problems[i]); });
 }

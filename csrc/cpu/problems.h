@@ -10,6 +10,7 @@
 #include <numeric>
 #include <vector>
 
+#include "core/dispatch.h"
 #include "tucker_kernels.h"
 
 namespace tk {
@@ -46,6 +47,19 @@ tk_status share_problems(const std::vector<double>& cost, int threads, F&& body)
   for (size_t i = 0; i < cost.size(); ++i)
     if (!body(static_cast<int64_t>(i), threads)) return TK_OUT_OF_MEMORY;
   return TK_OK;
+}
+
+// A whole operator on a table of problems, one thread each: allowed(p) says whether the sizes of a problem
+// are valid, cost(p) how much work it is, and body(zero, i) does problem i in the type of zero.
+template <class Problem, class Allowed, class Cost, class Body>
+tk_status run_problems(tk_dtype dtype, const Problem* problems, int64_t count, int threads, Allowed&& allowed,
+                       Cost&& cost, Body&& body) {
+  if (count < 0 || threads < 1 || !std::all_of(problems, problems + count, allowed))
+    return TK_INVALID_ARGUMENT;
+  std::vector<double> costs(count);
+  std::transform(problems, problems + count, costs.begin(), cost);
+  return dispatch(
+      dtype, [&](auto zero) { return for_each_problem(costs, threads, [&](int64_t i) { body(zero, i); }); });
 }
 
 }  // namespace tk

@@ -8,7 +8,6 @@
 // symmetry).
 #include <algorithm>
 
-#include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/core_tensor.h"
 #include "cpu/linalg.h"
@@ -38,14 +37,10 @@ void rotate(const tk_rotation_problem& p) {
 
 tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotation_problem* problems, int64_t count,
                               int threads) {
-  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const tk_rotation_problem& p = problems[i];
-    if (p.n < 0 || p.size < 0 || p.rank < 0 || p.rotation_row < p.rank) return TK_INVALID_ARGUMENT;
-    cost[i] = static_cast<double>(p.n) * p.rank * (2 * p.size + 3 * p.rank);
-  }
-  return tk::dispatch(dtype, [&](auto zero) {
-    return tk::for_each_problem(cost, threads, [&](int64_t i) { tk::rotate<decltype(zero)>(problems[i]); });
-  });
+  using Problem = tk_rotation_problem;
+  return tk::run_problems(
+      dtype, problems, count, threads,
+      [](const Problem& p) { return p.n >= 0 && p.size >= 0 && p.rank >= 0 && p.rotation_row >= p.rank; },
+      [](const Problem& p) { return double(p.n) * p.rank * (2 * p.size + 3 * p.rank); },
+      [&](auto zero, int64_t i) { tk::rotate<decltype(zero)>(problems[i]); });
 }

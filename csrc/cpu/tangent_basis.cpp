@@ -8,7 +8,6 @@
 #include <cmath>
 #include <limits>
 
-#include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/isa.h"
 #include "cpu/linalg.h"
@@ -52,16 +51,10 @@ int64_t tangent_basis(const tk_tangent_basis_problem& p) {
 
 tk_status tk_tangent_basis_cpu(tk_dtype dtype, const tk_tangent_basis_problem* problems, int64_t count,
                                int64_t* counts, int threads) {
-  if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
-  std::vector<double> cost(count);
-  for (int64_t i = 0; i < count; ++i) {
-    const tk_tangent_basis_problem& p = problems[i];
-    if (p.n < 0 || p.rank < 0 || p.count < 0) return TK_INVALID_ARGUMENT;
-    cost[i] = 8.0 * p.n * p.count * (p.rank + p.count + 1);
-  }
-  return tk::dispatch(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    return tk::for_each_problem(cost, threads,
-                                [&](int64_t i) { counts[i] = tk::tangent_basis<T>(problems[i]); });
-  });
+  using Problem = tk_tangent_basis_problem;
+  return tk::run_problems(
+      dtype, problems, count, threads,
+      [](const Problem& p) { return p.n >= 0 && p.rank >= 0 && p.count >= 0; },
+      [](const Problem& p) { return 8.0 * p.n * p.count * (p.rank + p.count + 1); },
+      [&](auto zero, int64_t i) { counts[i] = tk::tangent_basis<decltype(zero)>(problems[i]); });
 }

@@ -1,48 +1,44 @@
 // Launch plan of batched_qr: Q from the block Gram–Schmidt of the leading columns, R = QᵀA.
-#include "core/dispatch.h"
 #include "cuda/operators.h"
 #include "cuda/orthonormalise.h"
 
 namespace tk {
 
-tk_status batched_qr_plan(tk_dtype dtype, int32_t count, const tk_qr* problems, void* workspace,
+tk_status batched_qr_plan(tk_dtype dtype, int32_t count, const tk_qr_problem* problems, void* workspace,
                           const Device& device, Plan* plan) {
-  if (count < 0) return TK_INVALID_ARGUMENT;
-  for (int32_t i = 0; i < count; ++i) {
-    const tk_qr& p = problems[i];
+  const auto check = [](const tk_qr_problem& p) {
     if (p.m < 0 || p.n < 0) return TK_INVALID_ARGUMENT;
     if (std::min(p.m, p.n) > largest_factorization || std::max(p.m, p.n) >= largest_index)
       return TK_UNSUPPORTED;
-  }
-  return dispatch(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
-      int32_t* flags = builder.initialised(std::vector<int32_t>(count));
-      std::vector<Orthonormalization<T>> all;
-      GemmTable<T> products;
-      for (int32_t i = 0; i < count; ++i) {
-        const tk_qr& p = problems[i];
-        const int64_t k = std::min(p.m, p.n);
-        const Matrix<T> a{static_cast<const T*>(p.matrix), p.n, 1};
-        Orthonormalization<T> o{};
-        o.d = a;
-        o.v = static_cast<T*>(p.q);
-        o.n = p.m, o.p = k;
-        o.tolerance = dependence_tolerance<T>(p.m);
-        o.flag = flags + i;
-        o.on_flag = OnFlag::nan;
-        all.push_back(o);
-        const Matrix<T> q{static_cast<const T*>(p.q), k, 1};
-        GemmProblem<T>& r = products.add(k, p.n, p.m, q.transposed(), a, static_cast<T*>(p.r), p.n);
-        r.upper = 1;
-        r.flag = flags + i;
-        r.on_flag = OnFlag::nan;
-      }
-      orthonormalise(builder, all);
-      products.launch(builder);
-    });
     return TK_OK;
-  });
+  };
+  const auto build = [&](auto zero, PlanBuilder& builder) {
+    using T = decltype(zero);
+    int32_t* flags = builder.initialised(std::vector<int32_t>(count));
+    std::vector<Orthonormalization<T>> all;
+    GemmTable<T> products;
+    for (int32_t i = 0; i < count; ++i) {
+      const tk_qr_problem& p = problems[i];
+      const int64_t k = std::min(p.m, p.n);
+      const Matrix<T> a{static_cast<const T*>(p.matrix), p.n, 1};
+      Orthonormalization<T> o{};
+      o.d = a;
+      o.v = static_cast<T*>(p.q);
+      o.n = p.m, o.p = k;
+      o.tolerance = dependence_tolerance<T>(p.m);
+      o.flag = flags + i;
+      o.on_flag = OnFlag::nan;
+      all.push_back(o);
+      const Matrix<T> q{static_cast<const T*>(p.q), k, 1};
+      GemmProblem<T>& r = products.add(k, p.n, p.m, q.transposed(), a, static_cast<T*>(p.r), p.n);
+      r.upper = 1;
+      r.flag = flags + i;
+      r.on_flag = OnFlag::nan;
+    }
+    orthonormalise(builder, all);
+    products.launch(builder);
+  };
+  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

@@ -6,7 +6,6 @@
 // the last kernel.
 #include <algorithm>
 
-#include "core/dispatch.h"
 #include "cuda/eigenbasis.h"
 #include "cuda/mode_products.h"
 #include "cuda/operators.h"
@@ -14,18 +13,14 @@
 namespace tk {
 namespace {
 
-tk_status check(int32_t count, const tk_truncation* problems) {
-  if (count < 0) return TK_INVALID_ARGUMENT;
-  for (int32_t c = 0; c < count; ++c) {
-    const tk_truncation& p = problems[c];
-    if (p.ndim < 1 || p.ndim > TK_MAX_MODES || p.width < p.ndim || p.sweeps < 0) return TK_INVALID_ARGUMENT;
-    int64_t elements = 1;
-    for (int32_t d = 0; d < p.ndim; ++d) {
-      if (p.shape[d] < 1 || p.min_ranks[d] < 0 || p.max_ranks[d] < 0) return TK_INVALID_ARGUMENT;
-      if (p.projections[d] && p.shape[d] > largest_factorization) return TK_UNSUPPORTED;
-      elements *= p.shape[d];
-      if (elements >= largest_index) return TK_UNSUPPORTED;
-    }
+tk_status check(const tk_truncation& p) {
+  if (p.ndim < 1 || p.ndim > TK_MAX_MODES || p.width < p.ndim || p.sweeps < 0) return TK_INVALID_ARGUMENT;
+  int64_t elements = 1;
+  for (int32_t d = 0; d < p.ndim; ++d) {
+    if (p.shape[d] < 1 || p.min_ranks[d] < 0 || p.max_ranks[d] < 0) return TK_INVALID_ARGUMENT;
+    if (p.projections[d] && p.shape[d] > largest_factorization) return TK_UNSUPPORTED;
+    elements *= p.shape[d];
+    if (elements >= largest_index) return TK_UNSUPPORTED;
   }
   return TK_OK;
 }
@@ -77,100 +72,96 @@ int64_t finish_work(const tk_truncation& p, const Bounds& bounds) {
 
 tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation* problems, void* workspace,
                               const Device& device, Plan* plan) {
-  const tk_status status = check(count, problems);
-  if (status != TK_OK) return status;
-  return dispatch(dtype, [&](auto zero) {
+  const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
-    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
-      int32_t* flags = builder.initialised(std::vector<int32_t>(count));
-      int64_t* found = builder.initialised(std::vector<int64_t>(int64_t{count} * TK_MAX_MODES, -1));
-      std::vector<Eigenproblem<T>> eigen;
-      std::vector<ModeProducts<T>> forth, back;
-      std::vector<int32_t> owner;  // of each chain
-      std::vector<FinishProblem<T>> finishes;
-      GemmTable<T> copies;
-      for (int32_t c = 0; c < count; ++c) {
-        const tk_truncation& p = problems[c];
-        const T* core = static_cast<const T*>(p.core);
-        T* new_core = static_cast<T*>(p.new_core);
-        const Bounds bounds = rank_bounds(p);
-        double* trace = builder.scratch<double>(1);
-        ModeProducts<T> out{core, new_core, {p.shape, p.shape + p.ndim}, {}},
-            in{new_core, nullptr, out.shape, {}};
-        int64_t elements = 1, cut = 0;
-        for (int32_t d = 0; d < p.ndim; ++d) {
-          elements *= p.shape[d];
-          cut += p.projections[d] != nullptr;
-        }
-        Eigenproblem<T> e{};
-        e.flag = flags + c;
-        e.on_flag = OnFlag::identity;
-        for (int32_t d = 0, seen = 0; d < p.ndim; ++d) {
-          if (!p.projections[d]) continue;
-          int64_t outer = 1, inner = 1;
-          for (int32_t f = 0; f < d; ++f) outer *= p.shape[f];
-          for (int32_t f = d + 1; f < p.ndim; ++f) inner *= p.shape[f];
-          const int64_t n = p.shape[d];
-          e.a = {core, inner, inner == 1 ? n : 1};
-          e.inner = outer > 1 && inner > 1 ? inner : 0;
-          e.col_outer = n * inner;
-          e.size = n, e.depth = outer * inner;
-          e.basis = static_cast<T*>(p.projections[d]);
-          e.trace = seen++ ? nullptr : trace;
-          e.rank = found + c * TK_MAX_MODES + d;
-          e.bound = p.tol < 0 ? -1 : p.tol * p.tol / (p.per_mode ? 1 : cut);
-          e.min_rank = static_cast<int32_t>(bounds.least[d]);
-          e.max_rank = static_cast<int32_t>(bounds.most[d]);
-          e.sweeps = p.sweeps;
-          eigen.push_back(e);
-          const Matrix<T> projection{e.basis, n, 1};
-          out.products.push_back({d, projection.transposed(), n});
-          in.products.push_back({d, projection, n});
-        }
-        if (cut == 0) {  // only whether it is finite
-          e.a = {core, 0, 1};
-          e.size = 1, e.depth = elements;
-          e.trace = trace;
-          eigen.push_back(e);
-          GemmProblem<T>& copy = copies.add(1, elements, 0, {}, {}, new_core, elements);
-          copy.source = core, copy.beta = 1;
-        } else {
-          owner.push_back(c);
-          forth.push_back(out);
-          back.push_back(in);
-        }
-        FinishProblem<T> finish{};
-        finish.trace = trace, finish.flag = flags + c, finish.error = p.error;
-        finish.ranks = p.ranks, finish.found = found + c * TK_MAX_MODES;
-        finish.modes = p.ndim, finish.width = p.width;
-        finish.core = new_core;
-        if (const int64_t doubles = finish_work(p, bounds)) finish.work = builder.scratch<double>(doubles);
-        for (int32_t d = 0; d < p.ndim; ++d) {
-          finish.size[d] = static_cast<int32_t>(p.shape[d]);
-          finish.projections[d] = static_cast<T*>(p.projections[d]);
-        }
-        finishes.push_back(finish);
+    int32_t* flags = builder.initialised(std::vector<int32_t>(count));
+    int64_t* found = builder.initialised(std::vector<int64_t>(int64_t{count} * TK_MAX_MODES, -1));
+    std::vector<Eigenproblem<T>> eigen;
+    std::vector<ModeProducts<T>> forth, back;
+    std::vector<int32_t> owner;  // of each chain
+    std::vector<FinishProblem<T>> finishes;
+    GemmTable<T> copies;
+    for (int32_t c = 0; c < count; ++c) {
+      const tk_truncation& p = problems[c];
+      const T* core = static_cast<const T*>(p.core);
+      T* new_core = static_cast<T*>(p.new_core);
+      const Bounds bounds = rank_bounds(p);
+      double* trace = builder.scratch<double>(1);
+      ModeProducts<T> out{core, new_core, {p.shape, p.shape + p.ndim}, {}},
+          in{new_core, nullptr, out.shape, {}};
+      int64_t elements = 1, cut = 0;
+      for (int32_t d = 0; d < p.ndim; ++d) {
+        elements *= p.shape[d];
+        cut += p.projections[d] != nullptr;
       }
-      eigenbases(builder, eigen);
-      copies.launch(builder);
-      mode_products(builder, forth, [&](size_t i, GemmProblem<T>& last) {
-        last.source = static_cast<const T*>(problems[owner[i]].core);
-        last.flag = flags + owner[i];
-        last.on_flag = OnFlag::source;
-      });
-      mode_products(builder, back, [&](size_t i, GemmProblem<T>& last) {
-        last.source = static_cast<const T*>(problems[owner[i]].core);
-        last.alpha = -1, last.beta = 1;
-        last.flag = flags + owner[i];
-        const int64_t tiles = GemmTable<T>::tiles(last.m, last.n);
-        last.squares = builder.scratch<double>(tiles);
-        finishes[owner[i]].squares = last.squares;
-        finishes[owner[i]].tiles = static_cast<int32_t>(tiles);
-      });
-      builder.one_block_each(Kernel::finish_truncation, finishes, 0, finish_threads, 0);
+      Eigenproblem<T> e{};
+      e.flag = flags + c;
+      e.on_flag = OnFlag::identity;
+      for (int32_t d = 0, seen = 0; d < p.ndim; ++d) {
+        if (!p.projections[d]) continue;
+        int64_t outer = 1, inner = 1;
+        for (int32_t f = 0; f < d; ++f) outer *= p.shape[f];
+        for (int32_t f = d + 1; f < p.ndim; ++f) inner *= p.shape[f];
+        const int64_t n = p.shape[d];
+        e.a = {core, inner, inner == 1 ? n : 1};
+        e.inner = outer > 1 && inner > 1 ? inner : 0;
+        e.col_outer = n * inner;
+        e.size = n, e.depth = outer * inner;
+        e.basis = static_cast<T*>(p.projections[d]);
+        e.trace = seen++ ? nullptr : trace;
+        e.rank = found + c * TK_MAX_MODES + d;
+        e.bound = p.tol < 0 ? -1 : p.tol * p.tol / (p.per_mode ? 1 : cut);
+        e.min_rank = static_cast<int32_t>(bounds.least[d]);
+        e.max_rank = static_cast<int32_t>(bounds.most[d]);
+        e.sweeps = p.sweeps;
+        eigen.push_back(e);
+        const Matrix<T> projection{e.basis, n, 1};
+        out.products.push_back({d, projection.transposed(), n});
+        in.products.push_back({d, projection, n});
+      }
+      if (cut == 0) {  // only whether it is finite
+        e.a = {core, 0, 1};
+        e.size = 1, e.depth = elements;
+        e.trace = trace;
+        eigen.push_back(e);
+        GemmProblem<T>& copy = copies.add(1, elements, 0, {}, {}, new_core, elements);
+        copy.source = core, copy.beta = 1;
+      } else {
+        owner.push_back(c);
+        forth.push_back(out);
+        back.push_back(in);
+      }
+      FinishProblem<T> finish{};
+      finish.trace = trace, finish.flag = flags + c, finish.error = p.error;
+      finish.ranks = p.ranks, finish.found = found + c * TK_MAX_MODES;
+      finish.modes = p.ndim, finish.width = p.width;
+      finish.core = new_core;
+      if (const int64_t doubles = finish_work(p, bounds)) finish.work = builder.scratch<double>(doubles);
+      for (int32_t d = 0; d < p.ndim; ++d) {
+        finish.size[d] = static_cast<int32_t>(p.shape[d]);
+        finish.projections[d] = static_cast<T*>(p.projections[d]);
+      }
+      finishes.push_back(finish);
+    }
+    eigenbases(builder, eigen);
+    copies.launch(builder);
+    mode_products(builder, forth, [&](size_t i, GemmProblem<T>& last) {
+      last.source = static_cast<const T*>(problems[owner[i]].core);
+      last.flag = flags + owner[i];
+      last.on_flag = OnFlag::source;
     });
-    return TK_OK;
-  });
+    mode_products(builder, back, [&](size_t i, GemmProblem<T>& last) {
+      last.source = static_cast<const T*>(problems[owner[i]].core);
+      last.alpha = -1, last.beta = 1;
+      last.flag = flags + owner[i];
+      const int64_t tiles = GemmTable<T>::tiles(last.m, last.n);
+      last.squares = builder.scratch<double>(tiles);
+      finishes[owner[i]].squares = last.squares;
+      finishes[owner[i]].tiles = static_cast<int32_t>(tiles);
+    });
+    builder.one_block_each(Kernel::finish_truncation, finishes, 0, finish_threads, 0);
+  };
+  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

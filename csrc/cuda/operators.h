@@ -20,8 +20,8 @@ PlanFunction<tk_mode_products> multi_mode_dot_plan;
 PlanFunction<tk_cross_gram> cross_gram_plan;
 PlanFunction<tk_tangent> tangent_basis_plan;
 PlanFunction<tk_truncation> hosvd_truncate_plan;
-PlanFunction<tk_qr> batched_qr_plan;
-PlanFunction<tk_svd> batched_svd_plan;
+PlanFunction<tk_qr_problem> batched_qr_plan;
+PlanFunction<tk_svd_problem> batched_svd_plan;
 PlanFunction<tk_rotation_problem> rotate_bases_plan;
 PlanFunction<tk_gram_solve_problem> gram_solve_plan;
 

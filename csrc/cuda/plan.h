@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/dispatch.h"
 #include "kernels/problems.h"
 #include "tucker_kernels.h"
 
@@ -143,6 +144,20 @@ Plan make_plan(tk_dtype dtype, void* workspace, const Device& device, Build&& bu
   PlanBuilder final(dtype, workspace, table, device);
   build(final);
   return final.finish();
+}
+
+// A whole plan function: check(p) is the status of one problem, and build(zero, builder) makes the launches
+// in the type of zero where all are TK_OK.
+template <class Problem, class Check, class Build>
+tk_status plan_problems(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,
+                        const Device& device, Plan* plan, Check&& check, Build&& build) {
+  if (count < 0) return TK_INVALID_ARGUMENT;
+  for (int32_t i = 0; i < count; ++i)
+    if (const tk_status status = check(problems[i]); status != TK_OK) return status;
+  return dispatch(dtype, [&](auto zero) {
+    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) { build(zero, builder); });
+    return TK_OK;
+  });
 }
 
 }  // namespace tk

@@ -1,6 +1,5 @@
 // Launch plan of rotate_bases: products, their Gram matrices in float64, and one Newton step towards the
 // nearest orthonormal matrix, Q ← 3/2 Q − 1/2 Q (QᵀQ), one launch each for all problems.
-#include "core/dispatch.h"
 #include "cuda/gram_table.h"
 #include "cuda/operators.h"
 
@@ -8,37 +7,34 @@ namespace tk {
 
 tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_problem* problems,
                             void* workspace, const Device& device, Plan* plan) {
-  if (count < 0) return TK_INVALID_ARGUMENT;
-  for (int32_t i = 0; i < count; ++i) {
-    const tk_rotation_problem& p = problems[i];
+  const auto check = [](const tk_rotation_problem& p) {
     if (p.n < 0 || p.size < 0 || p.rank < 0 || p.rotation_row < p.rank) return TK_INVALID_ARGUMENT;
     if (std::max({p.n, p.size, p.rank}) >= largest_index) return TK_UNSUPPORTED;
-  }
-  return dispatch(dtype, [&](auto zero) {
-    using T = decltype(zero);
-    *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) {
-      GemmTable<T> products;
-      GramTable<T> grams;
-      TriangularTable<T> steps;
-      for (int32_t i = 0; i < count; ++i) {
-        const tk_rotation_problem& p = problems[i];
-        if (p.n == 0 || p.rank == 0) continue;
-        T* product = builder.scratch<T>(p.n * p.rank);
-        double* gram = builder.scratch<double>(p.rank * p.rank);
-        products.add(p.n, p.rank, p.size, {static_cast<const T*>(p.basis), p.size, 1},
-                     {static_cast<const T*>(p.rotation), p.rotation_row, 1}, product, p.rank);
-        grams.add(builder, {product, 1, p.rank}, p.rank, p.n, gram, nullptr);
-        TriangularProblem<T>& step =
-            steps.add(p.n, p.rank, {product, p.rank, 1}, gram, static_cast<T*>(p.rotated), nullptr);
-        step.packed = true;
-        step.newton = true;
-      }
-      products.launch(builder);
-      grams.launch(builder);
-      steps.launch(builder);
-    });
     return TK_OK;
-  });
+  };
+  const auto build = [&](auto zero, PlanBuilder& builder) {
+    using T = decltype(zero);
+    GemmTable<T> products;
+    GramTable<T> grams;
+    TriangularTable<T> steps;
+    for (int32_t i = 0; i < count; ++i) {
+      const tk_rotation_problem& p = problems[i];
+      if (p.n == 0 || p.rank == 0) continue;
+      T* product = builder.scratch<T>(p.n * p.rank);
+      double* gram = builder.scratch<double>(p.rank * p.rank);
+      products.add(p.n, p.rank, p.size, {static_cast<const T*>(p.basis), p.size, 1},
+                   {static_cast<const T*>(p.rotation), p.rotation_row, 1}, product, p.rank);
+      grams.add(builder, {product, 1, p.rank}, p.rank, p.n, gram, nullptr);
+      TriangularProblem<T>& step =
+          steps.add(p.n, p.rank, {product, p.rank, 1}, gram, static_cast<T*>(p.rotated), nullptr);
+      step.packed = true;
+      step.newton = true;
+    }
+    products.launch(builder);
+    grams.launch(builder);
+    steps.launch(builder);
+  };
+  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

@@ -68,30 +68,15 @@ TK_API tk_status tk_rotate_bases_cuda(tk_dtype dtype, int32_t count, const tk_ro
 TK_API tk_status tk_gram_solve_cuda(tk_dtype dtype, int32_t count, const tk_gram_solve_problem* problems,
                                     void* workspace, int64_t* workspace_bytes, void* stream);
 
-/* Reduced QR of matrix (m, n): q (m, k), r (k, n), k = min(m, n), non-negative diagonal. A column that
- * depends on those before it has a zero column in q and a zero row in r. NaN where the matrix is not finite.
- */
-typedef struct {
-  const void* matrix;
-  void* q;
-  void* r;
-  int64_t m, n;
-} tk_qr;
-TK_API tk_status tk_batched_qr_cuda(tk_dtype dtype, int32_t count, const tk_qr* problems, void* workspace,
-                                    int64_t* workspace_bytes, void* stream);
+/* See tk_batched_qr_cpu. A column that depends on those before it has a zero column in q and a zero row in r.
+ * NaN where the matrix is not finite. */
+TK_API tk_status tk_batched_qr_cuda(tk_dtype dtype, int32_t count, const tk_qr_problem* problems,
+                                    void* workspace, int64_t* workspace_bytes, void* stream);
 
-/* Thin SVD of matrix (m, n): u (m, k), s (k) descending, vh (k, n), k = min(m, n). Singular vectors of the
- * longer side that belong to singular values of rounding size may be exactly zero. NaN where the matrix is
- * not finite. */
-typedef struct {
-  const void* matrix;
-  void* u;
-  void* s;
-  void* vh;
-  int64_t m, n;
-} tk_svd;
-TK_API tk_status tk_batched_svd_cuda(tk_dtype dtype, int32_t count, const tk_svd* problems, void* workspace,
-                                     int64_t* workspace_bytes, void* stream);
+/* See tk_batched_svd_cpu. Singular vectors of the longer side that belong to singular values of rounding size
+ * may be exactly zero. NaN where the matrix is not finite. */
+TK_API tk_status tk_batched_svd_cuda(tk_dtype dtype, int32_t count, const tk_svd_problem* problems,
+                                     void* workspace, int64_t* workspace_bytes, void* stream);
 
 #ifdef __cplusplus
 }
