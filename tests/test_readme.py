@@ -1,8 +1,9 @@
-"""What the README and the guide show runs as it stands there."""
+"""What the README and the guide show runs as it stands there, and the files that documents name exist."""
 
 import re
 from pathlib import Path
 
+import pytest
 import tdlrt
 import torch
 from torch import nn
@@ -68,3 +69,27 @@ def test_every_public_name_they_mention_exists():
     names = set(re.findall(r"\btdlrt\.([A-Za-z_]+)\(", README + GUIDE))
     assert names
     assert not [name for name in names if not hasattr(tdlrt, name)]
+
+
+def named_files(document):
+    """Paths in backticks: to a folder (ending in a slash) or to a file with an extension that the tree has."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([\w./-]+(?:\.(?:py|cpp|cuh|cu|h|md|txt|toml|json)|/))`", text))
+
+
+@pytest.mark.parametrize("name", ["docs/map.md", "csrc/README.md", "csrc/emu/README.md", "CONTRIBUTING.md"])
+def test_every_file_a_document_names_exists(name):
+    document = ROOT / name
+    bases = (ROOT, document.parent, ROOT / "tucker_kernels", ROOT / "python/tdlrt", ROOT / "csrc")
+    names = named_files(document)
+    assert len(names) > 4
+    placeholders = {n for n in names if "NAME" in n}
+    missing = [n for n in names - placeholders if not any((base / n).exists() for base in bases)]
+    assert not missing
+
+
+def test_every_operator_the_map_names_exists():
+    rows = [line.split("|") for line in (ROOT / "docs/map.md").read_text().splitlines() if line.count("|") > 5]
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", row[-4])}
+    assert len(names) > 6
+    assert not [name for name in names if not hasattr(torch.ops.tucker_kernels, name)]
