@@ -160,6 +160,14 @@ def test_cuda_asked_for_without_nvcc(tmp_path):
     assert "TK_CUDA=ON, but no nvcc was found. Install the CUDA toolkit" in " ".join(text.split())
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake")
+def test_without_a_compiler(tmp_path):
+    options = ("-DTK_CUDA=OFF", "-DTK_PYTHON=OFF")
+    code, text = run("cmake", "-S", ROOT, "-B", tmp_path, *options, check=False, CXX="/no/compiler")
+    assert code != 0
+    assert "No C++ compiler was found. Install one for C++17 with OpenMP" in " ".join(text.split())
+
+
 @in_source_tree
 @pytest.mark.long
 def test_sdist_and_wheel(sources, environment, tmp_path):
@@ -171,6 +179,7 @@ def test_sdist_and_wheel(sources, environment, tmp_path):
     with tarfile.open(sdist) as file:
         names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
     assert {"CMakeLists.txt", "LICENSE", "csrc/include/tucker_kernels.h", "csrc/module.cpp"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "bench/", "build/"))]
 
     pip(environment, "wheel", "--no-deps", "--wheel-dir", tmp_path, sdist)
     (wheel,) = tmp_path.glob("*.whl")
