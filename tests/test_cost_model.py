@@ -154,6 +154,7 @@ def test_a_file_that_holds_no_constants_is_ignored_with_one_warning(content, tmp
     with pytest.warns(UserWarning, match="calibrate") as caught:
         assert cost_model.load(path) == cost_model.DEFAULTS
     assert len(caught) == 1
+    assert str(path) in str(caught[0].message)
 
 
 def test_the_file_follows_the_configuration_folder(monkeypatch, tmp_path):

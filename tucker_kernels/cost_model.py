@@ -96,15 +96,15 @@ def machine_file():
     return Path(base) / "tucker-kernels" / "machine.json"
 
 
-def load(path=None):
+def load(file=None):
     """The constants per dtype: the shipped ones, replaced by those in the file. One that cannot be read is ignored."""
     rates = dict(DEFAULTS)
-    path = machine_file() if path is None else Path(path)
+    file = machine_file() if file is None else Path(file)
     try:
-        text = path.read_text()
+        text = file.read_text()
     except OSError:
-        if path.exists():
-            warnings.warn(f"{path} cannot be read; the shipped constants are used", stacklevel=2)
+        if file.exists():
+            warnings.warn(f"{file} cannot be read; the shipped constants are used", stacklevel=2)
         return rates
     try:
         given = {name: paths for name, paths in json.loads(text)["rates"].items() if name in DEFAULTS}
@@ -114,7 +114,7 @@ def load(path=None):
                 raise ValueError(f"{name}, {path} has a constant that is not a positive number")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
-            f"{path} does not hold constants ({error}); the shipped ones are used. Run "
+            f"{file} does not hold constants ({error}); the shipped ones are used. Run "
             "`python -m tucker_kernels calibrate` to write it anew",
             stacklevel=2,
         )
@@ -122,15 +122,15 @@ def load(path=None):
     return rates | found
 
 
-def save(rates, path=None):
-    """Writes constants per dtype so that `load` finds them; returns the path."""
-    path = machine_file() if path is None else Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+def save(rates, file=None):
+    """Writes constants per dtype so that `load` finds them; returns where."""
+    file = machine_file() if file is None else Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
     given = {dtype: {path: dataclasses.asdict(r) for path, r in paths.items()} for dtype, paths in rates.items()}
     temporary.write_text(json.dumps({"rates": given}, indent=1) + "\n")
-    temporary.replace(path)
-    return path
+    temporary.replace(file)
+    return file
 
 
 MACHINE = load()
