@@ -116,7 +116,6 @@ def report(console: Console) -> None:
             table.add_row(name, escape(str(value)))
         console.print(table, "")
 
-    build = found["build"]
     rows("Versions", found["versions"].items())
     build = found["build"]
     if build["module"] is None:

@@ -1,12 +1,19 @@
 """Convolutions with a Tucker weight: arguments are checked, a path is chosen, a differentiable function is called."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
+from torch import Tensor
 
 from tucker_kernels import cost_model, reference, validation
 from tucker_kernels.backends import chosen
-from tucker_kernels.functional import check_factors, multiply, needs_gradient
+from tucker_kernels.functional import Factors, check_bias, check_factors, multiply, needs_gradient
 from tucker_kernels.functions import EveryNth, TuckerConv
 from tucker_kernels.library import call, ops
+
+Path = Literal["auto", "chain", "fused", "reconstruct"]
+PerDimension = int | Sequence[int]  # one for all window dimensions, or one each
 
 
 def _conv_geometry(input, core, stride, padding, dilation):
@@ -71,8 +78,17 @@ def _cheapest_path(conv, input, training, memory):
 
 
 def tucker_conv(
-    input, core, factors, bias=None, stride=1, padding=0, dilation=1, path="auto", recompute=False, memory=None
-):
+    input: Tensor,
+    core: Tensor,
+    factors: Factors,
+    bias: Tensor | None = None,
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
+    path: Path = "auto",
+    recompute: bool = False,
+    memory: dict | None = None,
+) -> Tensor:
     """Convolution in 1, 2 or 3 dimensions with the weight `tucker_to_tensor(core, factors)`.
 
     Args:
@@ -85,11 +101,11 @@ def tucker_conv(
         path: "chain" (1×1 → core window → 1×1), "reconstruct" (one dense convolution with the full weight), "fused"
             (the chain in one kernel, where a back end has one), or "auto": whichever `cost_model` expects to be
             fastest.
-        memory: a dict that a layer keeps: the path in it stays until another is expected to be a tenth faster, so that
-            ranks that move to and fro do not make the path do the same.
         recompute: keep no rank-space image for the backward pass but compute it again there: less memory, more time.
             With path "fused" no more is alive at once than with a dense layer; "chain" holds whole rank-space images
             while it computes them again, and can exceed that.
+        memory: a dict that a layer keeps: the path in it stays until another is expected to be a tenth faster, so that
+            ranks that move to and fro do not make the path do the same.
 
     Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
     """
@@ -102,10 +118,7 @@ def tucker_conv(
     n_in = core.shape[1] if in_factor is None else in_factor.shape[0]
     if input.shape[1] != n_in:
         raise ValueError(f"input has {input.shape[1]} channels, but the weight takes {n_in}")
-    if bias is not None:
-        validation.tensor("bias", bias, ndim=1, like=("core", core))
-        if bias.shape[0] != n_out:
-            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
+    check_bias(bias, n_out, core)
     core = multiply(core, window_factors, range(2, core.ndim), False)
     window = core.shape[2:]
     sizes = _output_size(input, window, stride, padding, dilation)
@@ -127,13 +140,26 @@ def tucker_conv(
 
 
 def convolve(operands, geometry, path, save):
-    """By "chain" or "fused", of arguments that were checked."""
+    """The convolution by path "chain" or "fused" of arguments that were checked.
+
+    operands: input, core, out_factor, in_factor, bias; geometry: stride, padding, dilation, a list each; save: whether
+    rank-space images are kept for the backward pass.
+    """
     if needs_gradient(*operands):
         return TuckerConv.apply(*operands, *geometry, path, save)[0]
     return call(ops.tucker_conv_forward.default, *operands, *geometry, path, False)[0]
 
 
-def tucker_conv_core_grad(input, grad_output, factors, window=None, stride=1, padding=0, dilation=1, known=None):
+def tucker_conv_core_grad(
+    input: Tensor,
+    grad_output: Tensor,
+    factors: Factors,
+    window: PerDimension | None = None,
+    stride: PerDimension = 1,
+    padding: PerDimension = 0,
+    dilation: PerDimension = 1,
+    known: Sequence[int] | None = None,
+) -> Tensor:
     """Gradient of a convolution's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
 
     One layer-local contraction of the layer's input and output gradient. With augmented bases [U|V] it is the augmented

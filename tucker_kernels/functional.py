@@ -2,28 +2,27 @@
 
 The layers made of them are in `convolution.py` and `linear.py`.
 
-Shapes are written with the weight's own order: mode 1 is output channels, mode 2 input channels, the rest the window.
 Every function raises `ValueError` for shapes and ranges and `TypeError` for dtypes and kinds, and takes float32 and
 float64; those that say so take bfloat16 and float16 too and accumulate in float32.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from tucker_kernels import reference, validation
-from tucker_kernels.functions import (
-    BatchedQR,
-    BatchedSVD,
-    ModeDot,
-    MultiModeDot,
-)
+from tucker_kernels.functions import BatchedQR, BatchedSVD, ModeDot, MultiModeDot
 from tucker_kernels.library import call, ops
 
 TOLERANCE_MODES = ("global", "per_mode")
+Factors = Sequence[Tensor | None]  # one per mode; None stands for the identity
+PerMode = int | Sequence[int] | Sequence[Sequence[int]]  # one for all modes, one per mode, or these for every core
 
 
-def unfold(tensor, mode):
+def unfold(tensor: Tensor, mode: int) -> Tensor:
     """Mode-`mode` unfolding, (n_mode, product of the others in their order): TensorLy's convention.
 
     Half precisions are accepted. Differentiable.
@@ -32,7 +31,7 @@ def unfold(tensor, mode):
     return reference.unfold(tensor, validation.mode("mode", mode, tensor.ndim))
 
 
-def fold(matrix, mode, shape):
+def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     """The tensor of shape `shape` whose mode-`mode` unfolding is `matrix`; inverse of `unfold`. Differentiable."""
     validation.tensor("matrix", matrix, ndim=2)
     shape = tuple(validation.integers("shape", shape, 0))
@@ -45,7 +44,7 @@ def fold(matrix, mode, shape):
     return reference.fold(matrix, mode, shape)
 
 
-def mode_dot(tensor, matrix, mode, transpose=False):
+def mode_dot(tensor: Tensor, matrix: Tensor, mode: int, transpose: bool = False) -> Tensor:
     """n-mode product `tensor ×_mode matrix`: Y_(mode) = M X_(mode).
 
     Args:
@@ -77,7 +76,13 @@ def _mode_dot(tensor, matrix, mode, transpose):
     return call(ops.mode_dot.default, tensor, matrix, mode, transpose)
 
 
-def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
+def multi_mode_dot(
+    tensor: Tensor,
+    matrices: Factors,
+    modes: Sequence[int] | None = None,
+    skip: int | None = None,
+    transpose: bool = False,
+) -> Tensor:
     """Several n-mode products at once, in the cheapest order: `tensor ×_{m₁} M₁ ×_{m₂} M₂ …`.
 
     Args:
@@ -87,7 +92,8 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
         skip: index into `matrices` of one to leave out.
         transpose: multiply by the transposes.
 
-    Half precisions are accepted. Differentiable to any order.
+    Returns: the tensor with each of these dimensions replaced by the rows of its matrix. Half precisions are accepted.
+    Differentiable to any order.
     """
     validation.tensor("tensor", tensor)
     matrices = validation.sequence("matrices", matrices)
@@ -106,7 +112,7 @@ def multi_mode_dot(tensor, matrices, modes=None, skip=None, transpose=False):
 
 
 def multiply(tensor, matrices, modes, transpose):
-    """Of arguments that were checked."""
+    """`multi_mode_dot` of arguments that were checked."""
     chosen = [mode for mode, m in zip(modes, matrices) if m is not None]
     operands = [m for m in matrices if m is not None]
     if not chosen:
@@ -118,7 +124,7 @@ def multiply(tensor, matrices, modes, transpose):
     return call(ops.multi_mode_dot.default, tensor, operands, chosen, transpose)
 
 
-def tucker_to_tensor(core, factors):
+def tucker_to_tensor(core: Tensor, factors: Factors) -> Tensor:
     """The full tensor `core ×_1 U_1 … ×_d U_d`; `None` factors are identities. Differentiable to any order.
 
     core: (r_1, …, r_d); factors: d matrices (n_i, r_i). Returns (n_1, …, n_d). Half precisions are accepted.
@@ -129,6 +135,7 @@ def tucker_to_tensor(core, factors):
 
 
 def check_factors(name, core, factors):
+    """Raises where `factors` are not one per mode of the core, each a matrix (n_i, r_i) or None."""
     if len(validation.sequence("factors", factors)) != core.ndim:
         raise ValueError(
             f"factors has {len(factors)} entries, but {name} has {core.ndim} modes; use None for a mode that is not "
@@ -139,7 +146,15 @@ def check_factors(name, core, factors):
             validation.matrix_for_mode(f"factors[{i}]", factor, core, i, False, (name, core))
 
 
-def tangent_basis(bases, directions):
+def check_bias(bias, n_out, core):
+    """Raises where `bias` is neither None nor a vector with one entry per output of the core's weight."""
+    if bias is not None:
+        validation.tensor("bias", bias, ndim=1, like=("core", core))
+        if bias.shape[0] != n_out:
+            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
+
+
+def tangent_basis(bases: Sequence[Tensor], directions: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Orthonormal bases V of the directions outside the bases, for all layers and modes in one call.
 
     Args:
@@ -166,14 +181,14 @@ def tangent_basis(bases, directions):
 
 
 def hosvd_truncate(
-    cores,
-    tol=None,
-    ranks=None,
-    modes=None,
-    tolerance_mode="global",
-    min_rank=1,
-    max_rank=None,
-):
+    cores: Sequence[Tensor],
+    tol: float | Sequence[float] | None = None,
+    ranks: PerMode | None = None,
+    modes: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    tolerance_mode: Literal["global", "per_mode"] = "global",
+    min_rank: PerMode = 1,
+    max_rank: PerMode | None = None,
+) -> tuple[list[Tensor], list[list[Tensor | None]], Tensor, Tensor]:
     """Truncated higher-order SVD of a list of cores in one call.
 
     Args:
@@ -182,7 +197,7 @@ def hosvd_truncate(
             `tol`; in "per_mode" the discarded part of each mode is at most `tol` (the total up to √d times that).
         ranks: instead of `tol`, the ranks to keep: one integer, one tuple for all cores, or one per core.
         modes: which modes are truncated: `None` (all), one tuple for all cores, or one per core.
-        min_rank, max_rank: bounds on the ranks that `tol` chooses; an integer, or one tuple per core.
+        min_rank, max_rank: bounds on the ranks that `tol` chooses; given as `ranks` are.
 
     Returns:
         (new_cores, projections, ranks, error). new_cores[l] and projections[l][i] (a_i × a_i, or `None` for a mode that
@@ -257,7 +272,7 @@ def _bounds(name, value, cores):
     return rows
 
 
-def rotate_bases(bases, rotations):
+def rotate_bases(bases: Sequence[Tensor], rotations: Sequence[Tensor]) -> list[Tensor]:
     """Bases in new coordinates, orthonormal to rounding however often it is done, for all layers and modes in one call.
 
     Args:
@@ -283,7 +298,7 @@ def rotate_bases(bases, rotations):
         return ops.rotate_bases(list(bases), list(rotations))
 
 
-def gram_solve(tensors, modes, right_sides):
+def gram_solve(tensors: Sequence[Tensor], modes: Sequence[int], right_sides: Sequence[Tensor]) -> list[Tensor]:
     """Division by the Gram matrices of unfoldings, for all layers and modes in one call.
 
     Args:
@@ -316,7 +331,7 @@ def gram_solve(tensors, modes, right_sides):
         return ops.gram_solve(list(tensors), checked, list(right_sides))
 
 
-def batched_qr(matrices):
+def batched_qr(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Reduced QR of a list of matrices of different sizes in one call.
 
     Args: matrices: list of (m_i, n_i), float32 or float64.
@@ -331,7 +346,7 @@ def batched_qr(matrices):
     return list(flat[: len(matrices)]), list(flat[len(matrices) :])
 
 
-def batched_svd(matrices):
+def batched_svd(matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Thin SVD of a list of matrices of different sizes in one call: A = U diag(s) Vh, s descending.
 
     Args: matrices: list of (m_i, n_i), float32 or float64.

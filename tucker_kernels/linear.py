@@ -1,16 +1,25 @@
 """Linear layers with a Tucker weight, the same way as `convolution.py`."""
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from tucker_kernels import cost_model, validation
-from tucker_kernels.convolution import convolve
-from tucker_kernels.functional import check_factors, multiply
+from tucker_kernels.convolution import Path, convolve
+from tucker_kernels.functional import Factors, check_bias, check_factors, multiply
 from tucker_kernels.library import ops
 
 
-def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
+def tucker_linear(
+    input: Tensor,
+    core: Tensor,
+    factors: Factors,
+    bias: Tensor | None = None,
+    out_modes: int = 1,
+    path: Path = "auto",
+) -> Tensor:
     """Linear layer whose weight, seen as (*out_modes, *in_modes), is `tucker_to_tensor(core, factors)`.
 
     Args:
@@ -19,9 +28,9 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
         factors: d matrices (n_i, r_i), `None` where a mode is not factorised. Two modes are U C Vᵀ.
         bias: (n_out,) or None.
         out_modes: how many leading modes make up the output.
-        path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight), or
-            "auto" (fewest operations), or "fused": two modes as a 1×1 convolution, in whichever kernel the back end
-            has for that.
+        path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight),
+            "fused" (two modes as a 1×1 convolution, in whichever kernel the back end has for that), or "auto" (fewest
+            operations).
 
     Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
     """
@@ -36,10 +45,7 @@ def tucker_linear(input, core, factors, bias=None, out_modes=1, path="auto"):
     n_out, n_in = math.prod(sizes[:out_modes]), math.prod(sizes[out_modes:])
     if input.ndim < 1 or input.shape[-1] != n_in:
         raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
-    if bias is not None:
-        validation.tensor("bias", bias, ndim=1, like=("core", core))
-        if bias.shape[0] != n_out:
-            raise ValueError(f"bias has {bias.shape[0]} entries, but the weight has {n_out} outputs")
+    check_bias(bias, n_out, core)
     if path == "fused" and core.ndim != 2:
         raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
     rows = math.prod(input.shape[:-1])
@@ -73,7 +79,9 @@ def _fused_linear(input, core, factors, bias):
     return y[0, :, :, 0].T.reshape(*input.shape[:-1], y.shape[1])
 
 
-def tucker_linear_core_grad(input, grad_output, factors, sizes, out_modes=1):
+def tucker_linear_core_grad(
+    input: Tensor, grad_output: Tensor, factors: Factors, sizes: Sequence[int], out_modes: int = 1
+) -> Tensor:
     """Gradient of a linear layer's loss with respect to a core, seen in given bases: `∇_W L ×_i U_iᵀ`.
 
     Args:

@@ -126,8 +126,8 @@ def channels_last(tensor):
 
 
 def format_of(tensor):
+    """The memory format a result keeps: channels-last where the tensor is, and is not contiguous as well."""
     last = _last_of(tensor)
-    # A contiguous tensor may also look channels-last (one channel or one pixel); it keeps the plain format.
     if last is not None and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
         return last
     return torch.contiguous_format
@@ -156,10 +156,9 @@ def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, paddin
     t = _convolve(z, core, bias if last else None, stride, padding, dilation)
     y = t if last else _convolve(channels_last(t), _pointwise(out_factor, x.ndim), bias)
     y = y.contiguous(memory_format=format_of(input))
-    empty = input.new_empty(0)
-    return (
+    return (  # two empty ones where both are absent: results of an operator may not be the same tensor
         y,
-        z if save and in_factor is not None else empty,
+        z if save and in_factor is not None else input.new_empty(0),
         channels_last(t) if save and not last else input.new_empty(0),
     )
 
@@ -295,11 +294,11 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
     for core, tau in zip(cores, tol):
         here = slice(start, start + core.ndim)
         start += core.ndim
-        one = _truncate_one(core, modes[here], tau, min_ranks[here], max_ranks[here], per_mode)
-        new_cores.append(one[0])
-        projections += one[1]
-        ranks.append(one[2] + [0] * (width - core.ndim))
-        errors.append(one[3])
+        new, own, rank, error = _truncate_one(core, modes[here], tau, min_ranks[here], max_ranks[here], per_mode)
+        new_cores.append(new)
+        projections += own
+        ranks.append(rank + [0] * (width - core.ndim))
+        errors.append(error)
     device = cores[0].device
     return (
         new_cores,
@@ -310,10 +309,12 @@ def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
 
 
 def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
+    """(new core, projections, ranks, error) of one core."""
     C, shape = core.double(), core.shape
     truncated = [i for i, flag in enumerate(modes) if flag]
     if not torch.isfinite(C).all():
-        eyes = [_eye(n, n, core) if i in truncated else core.new_empty(0) for i, n in enumerate(shape)]
+        like = {"dtype": core.dtype, "device": core.device}
+        eyes = [torch.eye(n, **like) if i in truncated else core.new_empty(0) for i, n in enumerate(shape)]
         return core.clone(memory_format=torch.contiguous_format), eyes, list(shape), float("nan")
     bound = tau**2 * C.norm() ** 2 / (1 if per_mode else max(len(truncated), 1))
     P, rank = {}, list(shape)
@@ -351,10 +352,6 @@ def _truncate_one(core, modes, tau, min_ranks, max_ranks, per_mode):
             square[:, : rank[i]] = P[i].to(core.dtype)
         padded.append(square)
     return new, padded, rank, error
-
-
-def _eye(n, m, like):
-    return torch.eye(n, m, dtype=like.dtype, device=like.device)
 
 
 @implements("reference")

@@ -19,18 +19,20 @@ so a fresh model takes the stored ranks first:
 >>> set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(strict=False))   # factors have no state
 """
 
+from typing import Any
+
 import torch
 
 from tdlrt.summary import tucker_layers
 
 
-def tucker_parameters(model):
+def tucker_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Cores and factors of all Tucker layers: the parameters whose shapes change, which no wrapper may follow."""
     return [p for layer in tucker_layers(model).values() for p in layer.weight_parameters()]
 
 
 @torch.no_grad()
-def take_ranks(model, metadata, prefix=""):
+def take_ranks(model: torch.nn.Module, metadata: Any, prefix: str = "") -> None:
     """Gives every Tucker layer the ranks it has in a checkpoint of `torch.distributed.checkpoint`; weights become zero.
 
     metadata: what the storage reader's `read_metadata()` returns. prefix: of the model's keys there.

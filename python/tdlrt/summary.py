@@ -25,12 +25,12 @@ class Compression:
     dense_multiply_adds: int
 
     @property
-    def compression(self):
+    def compression(self) -> float:
         """1 − c/f of the whole model."""
         return 1 - self.parameters / max(self.dense_parameters, 1)
 
     @property
-    def factorised_compression(self):
+    def factorised_compression(self) -> float:
         """1 − c/f of the Tucker weights, 0 where there are none: the figure the literature reports."""
         dense = self.factorised_dense_parameters
         return 1 - self.factorised_parameters / dense if dense else 0.0
@@ -41,7 +41,7 @@ def check_module(model):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def tucker_layers(model):
+def tucker_layers(model: torch.nn.Module) -> dict[str, TuckerLayer]:
     """The Tucker layers of a model by name."""
     check_module(model)
     return {name: m for name, m in model.named_modules() if isinstance(m, TuckerLayer)}
@@ -67,7 +67,7 @@ def refuse_shared(model, layers):
         )
 
 
-def ranks(model):
+def ranks(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Ranks per layer: {name: one rank per mode}."""
     return {name: layer.ranks for name, layer in tucker_layers(model).items()}
 
@@ -94,7 +94,7 @@ def layer_multiply_adds(layer, ranks=None):
     return total
 
 
-def compression(model):
+def compression(model: torch.nn.Module) -> Compression:
     """Parameters, dense parameters and multiply-adds of a model; see `Compression`."""
     layers = list(tucker_layers(model).values())
     now = sum(layer_parameters(layer) for layer in layers)
@@ -112,7 +112,7 @@ def compression(model):
 
 
 @torch.no_grad()
-def orthogonality_error(model):
+def orthogonality_error(model: torch.nn.Module) -> float:
     """Largest entry of |UᵀU − I| over all factors of all Tucker layers; 0 for a model without any."""
     worst = 0.0
     for layer in tucker_layers(model).values():

@@ -1,7 +1,7 @@
 """A frozen dense layer plus a Tucker weight that is trained."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdlrt.layers.base import autocast_dtype
 
@@ -17,27 +17,27 @@ class TuckerAdapter(nn.Module):
         delta: the Tucker layer (or its groups), which `TDLRT` trains like any other.
     """
 
-    def __init__(self, base, delta):
+    def __init__(self, base: nn.Module, delta: nn.Module) -> None:
         super().__init__()
         self.base, self.delta = base, delta
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """The dense weight W0 + Tucker, in the dtype of W0; differentiable."""
         return self.base.weight + self.delta.weight.to(self.base.weight.dtype)
 
     @property
-    def bias(self):
+    def bias(self) -> Tensor | None:
         return self.base.bias
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         y = self.base(input)
         if autocast_dtype(input) is None:
             input = input.to(next(self.delta.parameters()).dtype)
         return y + self.delta(input).to(y.dtype)
 
     @torch.no_grad()
-    def merge(self):
+    def merge(self) -> nn.Module:
         """Adds the Tucker weight to that of `base`, which is returned; one rounding of the exact sum."""
         weight = self.base.weight
         weight.copy_(weight.double() + self.delta.double_weight())

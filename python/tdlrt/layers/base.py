@@ -1,10 +1,12 @@
 """What Tucker layers share: parameters of changing size, ranks, and the way from and to dense weights."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tucker_kernels as tk
 
@@ -12,6 +14,9 @@ import tucker_kernels as tk
 MODES = ("channels", "all")
 # How a dense weight is truncated: HOSVD, or HOOI, which goes on from there to the nearest weight of these ranks.
 METHODS = ("hosvd", "hooi")
+Modes = Literal["channels", "all"] | Sequence[int]
+Ranks = int | float | Sequence[int] | None  # see `mode_ranks`
+Device, DType = torch.device | str | int | None, torch.dtype | None  # as the constructors of torch's layers take them
 
 
 class TuckerLayer(nn.Module):
@@ -70,22 +75,22 @@ class TuckerLayer(nn.Module):
             self.bias.uniform_(-bound, bound)
 
     @property
-    def modes(self):
+    def modes(self) -> tuple[int, ...]:
         """The factorised modes."""
         return tuple(i for i, factor in enumerate(self.factors) if factor is not None)
 
     @property
-    def ranks(self):
+    def ranks(self) -> tuple[int, ...]:
         """One rank per mode; the mode's size where it is not factorised."""
         return tuple(self.core.shape)
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """The dense weight, reconstructed: differentiable, in the shape the dense layer has."""
         full = tk.tucker_to_tensor(self.core, list(self.factors))
         return full.reshape(self.dense_shape)
 
-    def double_weight(self):
+    def double_weight(self) -> Tensor:
         """`weight` computed in float64 whatever the layer's dtype."""
         factors = [None if f is None else f.double() for f in self.factors]
         return tk.tucker_to_tensor(self.core.double(), factors).reshape(self.dense_shape)
@@ -94,12 +99,12 @@ class TuckerLayer(nn.Module):
     def dense_shape(self):
         return self.weight_shape
 
-    def weight_parameters(self):
+    def weight_parameters(self) -> list[nn.Parameter]:
         """Core and factors, the parameters whose shapes change."""
         return [self.core, *(factor for factor in self.factors if factor is not None)]
 
     @torch.no_grad()
-    def assign(self, core, factors):
+    def assign(self, core: Tensor, factors: Sequence[Tensor | None]) -> None:
         """Replaces core and factors in place by ones of any rank; the parameters stay the same objects."""
         replace_data(self.core, core)
         for own, new in zip(self.factors, factors):
@@ -261,6 +266,7 @@ def feasible(ranks, modes):
 
 @torch.no_grad()
 def copied(layer, weight, bias):
+    """The dense layer, with this weight and, where there is one, this bias copied into it."""
     layer.weight.copy_(weight)
     if bias is not None:
         layer.bias.copy_(bias)
@@ -269,6 +275,7 @@ def copied(layer, weight, bias):
 
 @torch.no_grad()
 def filled(new, dense, core, factors):
+    """The Tucker layer `new` with this core and these factors, and the bias, dtype and flags of `dense`."""
     dtype = dense.weight.dtype
     new.assign(core.to(dtype), [None if f is None else f.to(dtype) for f in factors])
     if new.bias is not None:

@@ -1,9 +1,12 @@
 """Convolutions with a Tucker weight."""
 
-from torch import nn
+from typing import Any, Literal
+
+from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tdlrt.layers.base import TuckerLayer, copied, filled
+from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
+from tucker_kernels.convolution import PerDimension
 
 
 class _TuckerConv(TuckerLayer):
@@ -16,19 +19,19 @@ class _TuckerConv(TuckerLayer):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        bias=True,
-        padding_mode="zeros",
-        ranks=None,
-        modes="channels",
-        device=None,
-        dtype=None,
-    ):
+        in_channels: int,
+        out_channels: int,
+        kernel_size: PerDimension,
+        stride: PerDimension = 1,
+        padding: PerDimension | Literal["same", "valid"] = 0,
+        dilation: PerDimension = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        ranks: Ranks = None,
+        modes: Modes = "channels",
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
         # A dense layer on the meta device checks the arguments and works out paddings as torch does.
         dense = self.dense_class()(
             *(in_channels, out_channels, kernel_size, stride, padding, dilation),
@@ -62,7 +65,7 @@ class _TuckerConv(TuckerLayer):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return nn.functional.pad(input, self._outer_padding, mode=mode)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         batched = input if input.ndim == self.dimensions + 2 else input.unsqueeze(0)
         x, core, bias, factors = self._operands(self._padded(batched))
         geometry = (self.stride, self._inner_padding, self.dilation)
@@ -99,7 +102,14 @@ class _TuckerConv(TuckerLayer):
         )
 
     @classmethod
-    def from_dense(cls, layer, ranks=None, tol=None, modes="channels", method="hosvd"):
+    def from_dense(
+        cls,
+        layer: Any,
+        ranks: Ranks = None,
+        tol: float | None = None,
+        modes: Modes = "channels",
+        method: Literal["hosvd", "hooi"] = "hosvd",
+    ):
         """The Tucker layer nearest to a dense one by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
 
         With neither it keeps every rank full and equals the dense layer. method="hooi" goes on to the nearest weight of
@@ -125,7 +135,7 @@ class _TuckerConv(TuckerLayer):
         )
         return copied(dense, self.weight, self.bias).train(self.training)
 
-    def to_sequential(self):
+    def to_sequential(self) -> nn.Sequential:
         """The same map as plain layers: 1×1 convolution, core convolution, 1×1 convolution."""
         core = tk.multi_mode_dot(self.core, [None, None, *self.factors[2:]]).detach()
         out_factor, in_factor = self.factors[0], self.factors[1]

@@ -1,12 +1,13 @@
 """The embedding with a Tucker weight."""
 
 import math
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tdlrt.layers.base import TuckerLayer, copied, filled
+from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
 
 # Arguments of nn.Embedding that act on single rows of the dense weight, which a Tucker weight does not have.
 _UNSUPPORTED = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
@@ -18,7 +19,15 @@ class TuckerEmbedding(TuckerLayer):
     ranks: a fraction, an integer cap, a pair, or None (full). Input: indices of any shape; output: (*shape, dim).
     """
 
-    def __init__(self, num_embeddings, embedding_dim, ranks=None, modes="all", device=None, dtype=None):
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        ranks: Ranks = None,
+        modes: Modes = "all",
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
         modes = "all" if modes == "channels" else modes
         super().__init__((num_embeddings, embedding_dim), ranks, modes, False, device, dtype)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
@@ -30,7 +39,7 @@ class TuckerEmbedding(TuckerLayer):
         super().reset_parameters()
         self.core.mul_(math.sqrt(math.prod(self.weight_shape)) / torch.linalg.vector_norm(self.core))
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         input, core, _, (rows, columns) = self._operands(input)
         if rows is None:
             rows, core = core, None
@@ -56,7 +65,14 @@ class TuckerEmbedding(TuckerLayer):
         return math.sqrt(input.numel())  # of the rows of the identity that the indices stand for
 
     @classmethod
-    def from_dense(cls, layer, ranks=None, tol=None, modes="all", method="hosvd"):
+    def from_dense(
+        cls,
+        layer: nn.Embedding,
+        ranks: Ranks = None,
+        tol: float | None = None,
+        modes: Modes = "all",
+        method: Literal["hosvd", "hooi"] = "hosvd",
+    ) -> "TuckerEmbedding":
         """The Tucker embedding nearest to an `nn.Embedding` by truncated SVD, at `ranks` or to the tolerance `tol`.
 
         Raises ValueError for one with padding_idx, max_norm, scale_grad_by_freq or sparse.
@@ -78,11 +94,11 @@ class TuckerEmbedding(TuckerLayer):
         found = [f"{name}={getattr(layer, name)}" for name, off in _UNSUPPORTED.items() if getattr(layer, name) != off]
         return found[0] if found else None
 
-    def to_dense(self):
+    def to_dense(self) -> nn.Embedding:
         """The `nn.Embedding` with the reconstructed weight."""
         return copied(_table(self.weight), self.weight, None).train(self.training)
 
-    def to_sequential(self):
+    def to_sequential(self) -> nn.Sequential:
         """The same map as plain layers: look up a row of U, multiply by the core, expand."""
         rows, columns = self.factors
         matrices = [rows, self.core.T, columns] if rows is not None else [self.core, columns]

@@ -1,7 +1,7 @@
 """Grouped convolutions: one Tucker weight per group."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tdlrt.layers.base import copied
 from tdlrt.layers.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
@@ -24,20 +24,20 @@ class TuckerGroupedConv(nn.Module):
         self.groups = nn.ModuleList(layers)
 
     @property
-    def weight(self):
+    def weight(self) -> Tensor:
         """The dense weight (C_out, C_in / groups, *window), reconstructed."""
         return torch.cat([layer.weight for layer in self.groups])
 
-    def double_weight(self):
+    def double_weight(self) -> Tensor:
         """`weight` computed in float64 whatever the layer's dtype."""
         return torch.cat([layer.double_weight() for layer in self.groups])
 
     @property
-    def bias(self):
+    def bias(self) -> Tensor | None:
         """(C_out,), or None."""
         return None if self.groups[0].bias is None else torch.cat([layer.bias for layer in self.groups])
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         channels = -1 - self.groups[0].dimensions
         parts = input.chunk(len(self.groups), channels)
         return torch.cat([layer(part) for layer, part in zip(self.groups, parts)], channels)
@@ -59,7 +59,7 @@ class TuckerGroupedConv(nn.Module):
         """The grouped `nn.Conv*` with the reconstructed weight."""
         return _joined([layer.to_dense() for layer in self.groups]).train(self.training)
 
-    def to_sequential(self):
+    def to_sequential(self) -> nn.Sequential:
         """The same map as plain grouped layers; groups of smaller rank are filled up with zeros."""
         chains = [list(layer.to_sequential()) for layer in self.groups]
         return nn.Sequential(*(_joined(links) for links in zip(*chains))).train(self.training)

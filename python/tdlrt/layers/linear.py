@@ -1,11 +1,13 @@
 """The linear layer with a Tucker weight."""
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tdlrt.layers.base import TuckerLayer, copied, filled
+from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
 
 
 class TuckerLinear(TuckerLayer):
@@ -15,7 +17,16 @@ class TuckerLinear(TuckerLayer):
     ranks: a fraction, an integer cap, a tuple, or None (full). Every mode carries a factor unless `modes` names fewer.
     """
 
-    def __init__(self, in_features, out_features, bias=True, ranks=None, modes="all", device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int | Sequence[int],
+        out_features: int | Sequence[int],
+        bias: bool = True,
+        ranks: Ranks = None,
+        modes: Modes = "all",
+        device: Device = None,
+        dtype: DType = None,
+    ) -> None:
         in_modes, out_modes = _mode_sizes("in_features", in_features), _mode_sizes("out_features", out_features)
         self.out_modes = len(out_modes)
         super().__init__((*out_modes, *in_modes), ranks, _linear_modes(modes), bias, device, dtype)
@@ -29,7 +40,7 @@ class TuckerLinear(TuckerLayer):
     def dense_shape(self):
         return (self.out_features, self.in_features)
 
-    def forward(self, input):
+    def forward(self, input: Tensor) -> Tensor:
         x, core, bias, factors = self._operands(input)
         return tk.tucker_linear(x, core, factors, bias, self.out_modes, path=self.path)
 
@@ -49,7 +60,16 @@ class TuckerLinear(TuckerLayer):
         return cls(*sizes, bias=bias, ranks=ranks, modes=modes, device=layer.weight.device, dtype=dtype)
 
     @classmethod
-    def from_dense(cls, layer, ranks=None, tol=None, modes="all", in_modes=None, out_modes=None, method="hosvd"):
+    def from_dense(
+        cls,
+        layer: nn.Linear,
+        ranks: Ranks = None,
+        tol: float | None = None,
+        modes: Modes = "all",
+        in_modes: Sequence[int] | None = None,
+        out_modes: Sequence[int] | None = None,
+        method: Literal["hosvd", "hooi"] = "hosvd",
+    ) -> "TuckerLinear":
         """The Tucker layer nearest to an `nn.Linear` by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
 
         in_modes, out_modes: mode sizes to fold the features into; default one mode on each side.
@@ -64,7 +84,7 @@ class TuckerLinear(TuckerLayer):
         new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype, sizes_in, sizes_out)
         return filled(new, layer, core, factors)
 
-    def to_dense(self):
+    def to_dense(self) -> nn.Linear:
         """The `nn.Linear` with the reconstructed weight."""
         dense = nn.Linear(
             *(self.in_features, self.out_features),
@@ -74,7 +94,7 @@ class TuckerLinear(TuckerLayer):
         )
         return copied(dense, self.weight, self.bias).train(self.training)
 
-    def to_sequential(self):
+    def to_sequential(self) -> nn.Sequential:
         """The same map as plain layers: project, core, expand; one dense layer for more than two modes."""
         if len(self.weight_shape) > 2:
             return nn.Sequential(self.to_dense())
