@@ -108,7 +108,7 @@ def test_a_copy_of_a_compiled_model_keeps_nothing():
     optimizer = tdlrt.TDLRT(model, lr=0.1, tol=0.05)
     twin = copy.deepcopy(model)
     torch.compile(twin, backend="aot_eager", fullgraph=True)(torch.randn(4, 8, 4, 4)).sum().backward()
-    assert not any(optimizer.capture.kept(layer) for layer in optimizer.layers.values())
+    assert not any(optimizer.kept.calls(layer) for layer in optimizer.layers.values())
 
 
 @pytest.mark.parametrize(("flip", "words"), [(False, "none of its calls was seen"), (True, "not a multiple")])

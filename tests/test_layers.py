@@ -234,7 +234,7 @@ def test_module_habits():
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(x), y)
         twin(x).sum().backward()
-        assert optimizer.capture.kept(model[0]) == 0
+        assert optimizer.kept.calls(model[0]) == 0
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     buffer.seek(0)

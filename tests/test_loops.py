@@ -116,5 +116,5 @@ def test_hooks_of_a_copy_or_a_stored_model_are_silent(recwarn, tmp_path):
     torch.save(model, tmp_path / "model.pt")
     for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
         loss_of(other).backward()
-    assert not any(optimizer.capture.kept(layer) for layer in optimizer.layers.values())
+    assert not any(optimizer.kept.calls(layer) for layer in optimizer.layers.values())
     assert not recwarn.list

@@ -261,12 +261,12 @@ def test_the_recipes_see_planted_mistakes(monkeypatch):
 
 
 def test_the_properties_see_a_planted_mistake(monkeypatch):
-    from tdlrt import capture
+    from tdlrt import pairs
 
     def swapped(self, e):
         gradient = self.core_gradient(e.bases, e.core.shape)
         return gradient.flip(0)
 
-    monkeypatch.setattr(capture.Pairs, "augmented_gradient", swapped)
+    monkeypatch.setattr(pairs.Pairs, "augmented_gradient", swapped)
     with pytest.raises((AssertionError, RuntimeError)):
         test_one_pass_and_two_pass_agree()

@@ -84,7 +84,7 @@ def test_inline_keeps_no_pair_after_the_backward_pass():
         model = Layers()
         optimizer = tdlrt.TDLRT(model, retain=retain, **OPTIONS)
         backward(model, batch(0))
-        kept[retain] = {name: optimizer.capture.kept(layer) for name, layer in optimizer.layers.items()}
+        kept[retain] = {name: optimizer.kept.calls(layer) for name, layer in optimizer.layers.items()}
     assert kept["deferred"] == {"volume": 1, "image": 1, "series": 1, "twice": 2, "folded": 1, "full": 0}
     assert set(kept["inline"].values()) == {0}
 

@@ -6,8 +6,8 @@ from numbers import Real
 
 import torch
 
-from tdlrt.capture import RETAIN
 from tdlrt.integrators import INTEGRATORS
+from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
 

@@ -83,7 +83,7 @@ class CapturedStep:
         for e in expansions:
             e.core_gradient = e.layer.core.grad
             if e.grew:
-                gradient = self._optimizer.capture.pairs(e.name, e.layer).augmented_gradient(e)
+                gradient = self._optimizer.kept.pairs(e.name, e.layer).augmented_gradient(e)
                 gradient[e.known_block] = e.core_gradient
                 e.core_gradient = gradient
         return finite

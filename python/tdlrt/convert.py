@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tdlrt.capture import drop_recorders
 from tdlrt.layers import (
     TuckerAdapter,
     TuckerConv1d,
@@ -18,6 +17,7 @@ from tdlrt.layers import (
     TuckerLayer,
     TuckerLinear,
 )
+from tdlrt.pairs import drop_recorders
 from tdlrt.reduction import ignore_in_ddp
 from tdlrt.summary import check_module, layer_parameters, tucker_layers
 

@@ -8,11 +8,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tdlrt import arguments
 from tdlrt.arguments import check_dtypes, check_frozen, positive
 from tdlrt.capturable import CapturedStep, compact
-from tdlrt.capture import Capture
 from tdlrt.conditioning import conditioning_gradient
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
+from tdlrt.pairs import KeptPairs
 from tdlrt.rank_choice import RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import refuse_shared, tucker_layers
@@ -137,7 +137,7 @@ class TDLRT(torch.optim.Optimizer):
         self._name_parameters()
         arguments.check_complete(inner, self._names)
         self.layers = {name: layer for name, layer in self.layers.items() if layer.core in self._names}
-        self.capture = Capture(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
+        self.kept = KeptPairs(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
     def _link(self):
         # The base optimiser works on the very groups and states that users, schedulers and checkpoints see.
@@ -153,7 +153,7 @@ class TDLRT(torch.optim.Optimizer):
     def add_param_group(self, param_group):
         """As of any torch optimiser, for parameters of dense layers. Raises ValueError for those of Tucker layers."""
         super().add_param_group(param_group)
-        if not hasattr(self, "capture"):  # torch's constructor comes here too
+        if not hasattr(self, "kept"):  # torch's constructor comes here too
             return
         known = set(self.layers.values())
         new = {p: n for n, x in tucker_layers(self.model).items() if x not in known for p in x.weight_parameters()}
@@ -198,7 +198,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none=True):
         super().zero_grad(set_to_none)
-        self.capture.clear()
+        self.kept.clear()
 
     def step(self, closure=None):
         """One step. Returns the closure's loss, or None.
@@ -221,7 +221,7 @@ class TDLRT(torch.optim.Optimizer):
             self._update(expansions)
             self.param_groups[0]["steps"] += 1
             self._choose_kind_of_step()
-            self.capture.clear()
+            self.kept.clear()
         return loss
 
     def _captured_step(self, closure):
@@ -230,7 +230,7 @@ class TDLRT(torch.optim.Optimizer):
             self.captured()
         self.param_groups[0]["steps"] += 1
         self._choose_kind_of_step()
-        self.capture.clear()
+        self.kept.clear()
         return loss
 
     def active_ranks(self):

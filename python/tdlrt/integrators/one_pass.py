@@ -31,7 +31,7 @@ def from_pairs(optimizer, closure, contract, keep):
     optimizer.reducer.average_gradients(layers.values())
     expansions, augmented = _contracted(optimizer, layers, local, contract)
     if not keep:
-        optimizer.capture.clear()
+        optimizer.kept.clear()
     optimizer.reducer.average([gradient for _, gradient in augmented])
     for e in expansions:
         e.core_gradient = e.layer.core.grad
@@ -48,19 +48,19 @@ def from_pairs(optimizer, closure, contract, keep):
 
 def _contracted(optimizer, layers, local, contract):
     """The expansions of all layers, and [(expansion, ∇_C̃ L of this process)] of those that grew."""
-    done = {name: optimizer.capture.contracted(layer) for name, layer in layers.items()}
+    done = {name: optimizer.kept.contracted(layer) for name, layer in layers.items()}
     left = {name: layer for name, layer in layers.items() if done[name] is None}
     expanded = {e.name: e for e in expand(left, optimizer)}
     expansions = [expanded[name] if done[name] is None else done[name].expansion for name in layers]
     comparisons = []
     for e in expansions:
         if e.grew:
-            contraction = done[e.name] or optimizer.capture.pairs(e.name, e.layer)
+            contraction = done[e.name] or optimizer.kept.pairs(e.name, e.layer)
             comparisons.append(Comparison(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
     for c in comparisons:
         e = c.expansion
-        optimizer.capture.remember_scale(e.layer, e.scale)
+        optimizer.kept.remember_scale(e.layer, e.scale)
         if done[e.name] is not None:  # gradients may have been scaled since the backward pass
             e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
             e.ahead.clear()

@@ -39,7 +39,7 @@ def redo(e, optimizer):
 
     False, with nothing changed, where that gradient is not finite: the step taken before stands.
     """
-    gradient = augmented_gradient(e, optimizer.capture.pairs(e.name, e.layer)) * e.scale
+    gradient = augmented_gradient(e, optimizer.kept.pairs(e.name, e.layer)) * e.scale
     optimizer.reducer.average([gradient])
     gradient[e.known_block] = e.core_gradient[e.known_block]
     if not torch.isfinite(gradient).all():

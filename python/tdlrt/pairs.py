@@ -20,7 +20,7 @@ from tdlrt.expansion import NonFiniteError, expand
 RETAIN = ("deferred", "inline")
 
 
-class Capture:
+class KeptPairs:
     """What is kept of each layer since `clear()`; lives as long as the optimiser that owns it.
 
     layers: {name: layer}.
@@ -63,7 +63,7 @@ class Capture:
 
     def _arrived(self, name, layer, parameter):
         """Contracts the layer's pairs once every parameter of its weight has its gradient."""
-        if not self.kept(layer):
+        if not self.calls(layer):
             return
         now = _backward_pass()
         own, missing = self._missing.get(layer, (None, None))
@@ -91,7 +91,7 @@ class Capture:
                 self._contracted[layer] = Contracted(expansion, self.pairs(name, layer))
                 self._pairs[layer].clear()
 
-    def kept(self, layer):
+    def calls(self, layer):
         """How many calls of the layer are kept."""
         return len(self._pairs[layer]) + len(self._pending[layer])
 
@@ -193,17 +193,17 @@ def _backward_pass():
     return torch._C._current_graph_task_id()
 
 
-def _watch(layer, capture):
-    """Tells the capture when the core is about to accumulate a first gradient, and when it has accumulated one."""
+def _watch(layer, kept):
+    """Tells the kept pairs when the core is about to accumulate a first gradient, and when it has accumulated one."""
     core, layer = layer.core, weakref.ref(layer)
 
     def before(gradient):
-        if capture() is not None and layer().core.grad is None:
-            capture()._forget(layer())
+        if kept() is not None and layer().core.grad is None:
+            kept()._forget(layer())
 
     def after(core):
-        if capture() is not None:
-            capture()._accumulated(layer())
+        if kept() is not None:
+            kept()._accumulated(layer())
 
     trained = core.requires_grad
     core.requires_grad_()  # a frozen core, which may be trained later, would refuse hooks
@@ -215,38 +215,38 @@ def _watch(layer, capture):
 class _Arrival:
     """Hook of a parameter whose gradient is there."""
 
-    def __init__(self, capture, name, layer):
-        self._capture, self._name, self._layer = capture, name, weakref.ref(layer)
+    def __init__(self, kept, name, layer):
+        self._kept, self._name, self._layer = kept, name, weakref.ref(layer)
 
     def __call__(self, parameter):
-        capture, layer = self._capture(), self._layer()
-        if capture is not None and layer is not None:
-            capture._arrived(self._name, layer, parameter)
+        kept, layer = self._kept(), self._layer()
+        if kept is not None and layer is not None:
+            kept._arrived(self._name, layer, parameter)
 
 
 class _Recorder:
     """Forward hook. A copy or pickle of the model carries an inert one, since its optimiser does not come along."""
 
-    def __init__(self, capture=None, layer=None):
-        self._capture, self._layer = capture, None if layer is None else weakref.ref(layer)
-        self._number = None if capture is None else compiled.number(self)
+    def __init__(self, kept=None, layer=None):
+        self._kept, self._layer = kept, None if layer is None else weakref.ref(layer)
+        self._number = None if kept is None else compiled.number(self)
 
     def __call__(self, layer, args, output):
         if self._number is None or not _can_grow(layer) or not torch.is_grad_enabled() or not output.requires_grad:
             return None
         if torch.compiler.is_compiling():
             return compiled.Kept.apply(output, args[0].detach(), self._number)
-        capture = self._capture()
-        if capture is not None:
+        kept = self._kept()
+        if kept is not None:
             input, version = args[0].detach(), args[0]._version
-            output.register_hook(lambda grad: capture._keep(layer, input, version, grad))
+            output.register_hook(lambda grad: kept._keep(layer, input, version, grad))
         return None
 
     def keep(self, input, grad_output):
         """What `compiled.Kept` calls in the backward pass."""
-        capture, layer = self._capture(), self._layer()
-        if capture is not None and layer is not None:
-            capture._keep(layer, input, input._version, grad_output)
+        kept, layer = self._kept(), self._layer()
+        if kept is not None and layer is not None:
+            kept._keep(layer, input, input._version, grad_output)
 
     def __deepcopy__(self, memo):
         return _Recorder()
