@@ -116,7 +116,7 @@ class Stand:
 
 
 def _module():
-    from tucker_kernels.backends import native_module
+    from tucker_kernels.native import native_module
 
     module, reason = native_module()
     if module is None:

@@ -15,7 +15,7 @@ import harness
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 try:
     import tensorly

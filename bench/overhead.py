@@ -12,8 +12,8 @@ import torch
 
 import tucker_kernels as tk
 from tucker_kernels import cpu, functions, reference
-from tucker_kernels.backends import native_module
 from tucker_kernels.library import call, ops
+from tucker_kernels.native import native_module
 
 X, M = torch.randn(2, 3, 4), torch.randn(2, 3)
 IMAGE, CORE = torch.randn(1, 3, 4, 4), torch.randn(2, 2, 3, 3)

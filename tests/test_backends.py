@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels.backends import CALLED, DEVICES, NAMES, ORDER, chosen, implementation, implements
+from tucker_kernels.backends import DEVICES, NAMES, ORDER, chosen, implementation, implements
+from tucker_kernels.native import CALLED, MAX_MODES, native_module
 
 X, M = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
 
@@ -163,3 +164,4 @@ def test_what_is_called_in_the_compiled_module_is_checked():
         for name in re.findall(r"\b_C\.(\w+)", file.read_text().replace("torch._C.", ""))
     }
     assert called | {"cpu_isa"} == set(CALLED)
+    assert native_module()[0].max_modes == MAX_MODES

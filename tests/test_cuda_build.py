@@ -10,7 +10,7 @@ import re
 import cuda_resources
 import pytest
 
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 pytestmark = pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not on PATH")
 

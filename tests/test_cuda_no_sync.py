@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tucker_kernels import cuda
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 _C, _reason = native_module()
 pytestmark = pytest.mark.skipif(_C is None, reason=_reason)

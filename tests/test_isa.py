@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 HERE = Path(__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]  # lowest first

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tucker_kernels import reference
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 _C, _reason = native_module()
 pytestmark = pytest.mark.skipif(_C is None, reason=_reason)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 ROOT = Path(__file__).parents[1]
 NEUTRAL = {

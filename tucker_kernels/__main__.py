@@ -15,7 +15,7 @@ from rich.table import Table
 
 import tucker_kernels
 from tucker_kernels import calibrate, cost_model
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 
 def diagnosis() -> dict:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from tucker_kernels.native import native_module
+
 NAMES = ("reference", "cpu", "cuda", "triton")
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 # Triton's interpreter, for tests, runs its kernels on CPU tensors; only where it is asked for (`use_backend`).
@@ -21,12 +23,6 @@ DEVICES = {
     "cuda": ("cuda",),
     "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
 }
-# What the package calls in the compiled module.
-CALLED = (
-    *("cpu_isa", "max_modes", "tile_costs", "mode_dot_cpu", "multi_mode_dot_cpu", "cross_gram_cpu"),
-    *("tucker_conv_forward_cpu", "tucker_conv_backward_cpu", "tangent_basis_cpu", "hosvd_truncate_cpu"),
-    *("rotate_bases_cpu", "gram_solve_cpu", "batched_qr_cpu", "batched_svd_cpu"),
-)
 
 log = logging.getLogger("tucker_kernels")
 
@@ -50,25 +46,6 @@ def implements(backend: str, operator: str | None = None, can_run: Callable[...,
         return function
 
     return register
-
-
-@functools.cache
-def native_module():
-    """The compiled module, or (None, why it is missing)."""
-    try:
-        from tucker_kernels import _C
-    except ImportError as error:
-        return None, (
-            f"the compiled module did not load ({error}); reinstall tucker-kernels, or in its source tree run "
-            "`pip install -e .`"
-        )
-    missing = [name for name in CALLED if not hasattr(_C, name)]
-    if missing:
-        return None, (
-            f"the compiled module is older than the package (it has no {missing[0]}); reinstall tucker-kernels, or in "
-            "its source tree run `make dev`"
-        )
-    return _C, ""
 
 
 def backends() -> dict[str, tuple[bool, str]]:

@@ -27,10 +27,7 @@ def _conv_geometry(input, core, stride, padding, dilation):
 
 
 def _output_size(input, window, stride, padding, dilation):
-    sizes = [
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, k, t, p, d in zip(input.shape[2:], window, stride, padding, dilation)
-    ]
+    sizes = reference.output_size(input.shape[2:], window, stride, padding, dilation)
     if min(sizes) < 1:
         raise ValueError(
             f"input of size {tuple(input.shape[2:])} with padding {tuple(padding)} is smaller than the window "

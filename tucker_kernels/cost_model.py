@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from tucker_kernels.backends import native_module
+from tucker_kernels.native import native_module
 
 _C, _ = native_module()  # `backends` says why it is None
 PATHS = ("chain", "fused", "reconstruct")

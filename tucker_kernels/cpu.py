@@ -10,23 +10,18 @@ import math
 import torch
 
 from tucker_kernels import reference
-from tucker_kernels.backends import implements, native_module
+from tucker_kernels.backends import implements
+from tucker_kernels.native import CODES, MAX_MODES, native_module, widened
 
 _C, _ = native_module()
-MAX_MODES = 8  # TK_MAX_MODES in tucker_kernels.h
-_CODES = {torch.float32: 0, torch.float64: 1}
-
-
-def _wide(tensor):
-    return tensor if tensor.dtype in _CODES else tensor.float()
 
 
 def _layout(tensor):
     """(the tensor's elements as a contiguous float32 or float64 tensor, the order of its dimensions)."""
     if tensor.is_contiguous():
-        return _wide(tensor), range(tensor.ndim)
+        return widened(tensor), range(tensor.ndim)
     order = reference.dimension_order(tensor)
-    return _wide(tensor.permute(order).contiguous()), order  # copies only what is not dense
+    return widened(tensor.permute(order).contiguous()), order  # copies only what is not dense
 
 
 def _restore(result, order, dtype):
@@ -38,7 +33,7 @@ def _restore(result, order, dtype):
 @implements("cpu")
 def mode_dot(tensor, matrix, mode, transpose):
     x, order = _layout(tensor)
-    m = _wide(matrix)
+    m = widened(matrix)
     if not m.is_contiguous():
         if m.mT.is_contiguous():
             m, transpose = m.mT, not transpose
@@ -50,7 +45,7 @@ def mode_dot(tensor, matrix, mode, transpose):
     rows = shape[place] = m.shape[1 if transpose else 0]
     y = x.new_empty(shape)
     _C.mode_dot_cpu(
-        *(_CODES[x.dtype], x.data_ptr(), outer, n, inner),
+        *(CODES[x.dtype], x.data_ptr(), outer, n, inner),
         *(m.data_ptr(), rows, transpose, y.data_ptr(), torch.get_num_threads()),
     )
     return _restore(y, order, tensor.dtype)
@@ -59,14 +54,14 @@ def mode_dot(tensor, matrix, mode, transpose):
 @implements("cpu")
 def multi_mode_dot(tensor, matrices, modes, transpose):
     if tensor.ndim > MAX_MODES:
-        result = _wide(tensor)
+        result = widened(tensor)
         for k in reference.mode_order(tensor.shape, [m.shape for m in matrices], modes, transpose):
-            result = mode_dot(result, _wide(matrices[k]), modes[k], transpose)
+            result = mode_dot(result, widened(matrices[k]), modes[k], transpose)
         return result.to(tensor.dtype)
     x, order = _layout(tensor)
-    held = [_wide(m).contiguous() for m in matrices]
+    held = [widened(m).contiguous() for m in matrices]
     y, products = _products(x, held, [order.index(m % tensor.ndim) for m in modes], transpose)
-    _C.multi_mode_dot_cpu(_CODES[x.dtype], [products], torch.get_num_threads())
+    _C.multi_mode_dot_cpu(CODES[x.dtype], [products], torch.get_num_threads())
     return _restore(y, order, tensor.dtype)
 
 
@@ -90,14 +85,14 @@ def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
         y, products = _products(x, matrices[here], modes[here], transpose)
         found.append(y)
         problems.append(products)
-    _C.multi_mode_dot_cpu(_CODES[tensors[0].dtype], problems, torch.get_num_threads())
+    _C.multi_mode_dot_cpu(CODES[tensors[0].dtype], problems, torch.get_num_threads())
     return found
 
 
 @implements("cpu")
 def cross_gram(a, b, mode):
     x, order = _layout(a)
-    y = _wide(b if isinstance(order, range) else b.permute(order)).contiguous()
+    y = widened(b if isinstance(order, range) else b.permute(order)).contiguous()
     (out,) = grouped_cross_gram([x], [y], [order.index(mode % a.ndim)])
     return out.to(a.dtype)
 
@@ -105,7 +100,7 @@ def cross_gram(a, b, mode):
 def _run(call, matrices, table, *arguments):
     """One call for all problems; `table` holds their structs, eight bytes a field (csrc/include/tucker_kernels.h)."""
     rows = array.array("q", table)
-    call(_CODES[matrices[0].dtype], rows.buffer_info()[0], len(matrices), *arguments, torch.get_num_threads())
+    call(CODES[matrices[0].dtype], rows.buffer_info()[0], len(matrices), *arguments, torch.get_num_threads())
 
 
 @implements("cpu")
@@ -135,7 +130,7 @@ def tangent_basis(bases, directions):
 
 @implements("cpu")
 def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
-    width, most = max(c.ndim for c in cores), _C.max_modes
+    width, most = max(c.ndim for c in cores), MAX_MODES
     if width > most:
         return reference.hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode)
     cores = [c.contiguous() for c in cores]

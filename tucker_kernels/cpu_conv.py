@@ -6,18 +6,18 @@ The kernel reads and writes channels-last images; others are converted here. Seq
 import torch
 
 from tucker_kernels import cost_model, reference
-from tucker_kernels.backends import implements, native_module
+from tucker_kernels.backends import implements
 from tucker_kernels.cpu import multi_mode_dot
+from tucker_kernels.native import CODES, native_module
 
 _C, _ = native_module()
-_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
 
 def _refuse_image(image):
     """Why the kernel cannot read this image, or nothing."""
     if image.ndim > 4:
         return f"{image.ndim - 2} window dimensions, and the kernel has 1 or 2"
-    if image.dtype not in _CODES:
+    if image.dtype not in CODES:
         return f"{image.dtype}, and the kernel has float32, float64 and bfloat16"
     return ""
 
@@ -66,10 +66,7 @@ def _conv2d(input, n_out, core_shape, out_sizes, stride, padding, dilation):
 
 @implements("cpu", can_run=lambda *args: _refuse(args[0], args[-2]))
 def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, padding, dilation, path, save):
-    sizes = [
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, k, t, p, d in zip(input.shape[2:], core.shape[2:], stride, padding, dilation)
-    ]
+    sizes = reference.output_size(input.shape[2:], core.shape[2:], stride, padding, dilation)
     n_out = core.shape[0] if out_factor is None else out_factor.shape[0]
     x = _image(input)
     y = _new_image(x, n_out, sizes)
@@ -77,7 +74,7 @@ def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, paddin
     t = _new_image(x, core.shape[0], sizes) if save and out_factor is not None else None
     weights = [_weight(w) for w in (core, out_factor, in_factor, bias)]
     _C.tucker_conv_forward_cpu(
-        _CODES[input.dtype],
+        CODES[input.dtype],
         _conv2d(input, n_out, core.shape, sizes, stride, padding, dilation),
         x.data_ptr(),
         *(_pointer(w) for w in weights),
@@ -105,7 +102,7 @@ def tucker_conv_backward(grad, input, z, t, core, out_factor, in_factor, stride,
     ]
     saved = [_image(s) for s in (z, t)]
     _C.tucker_conv_backward_cpu(
-        _CODES[input.dtype],
+        CODES[input.dtype],
         _conv2d(input, grad.shape[1], core.shape, grad.shape[2:], stride, padding, dilation),
         *(dy.data_ptr(), x.data_ptr(), *(_pointer(s) for s in saved)),
         *(_pointer(w) for w in weights),
@@ -130,7 +127,7 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     gradient = input.new_empty((*shape, *window), dtype=wide)
     _C.tucker_conv_backward_cpu(
-        _CODES[input.dtype],
+        CODES[input.dtype],
         _conv2d(input, grad.shape[1], gradient.shape, grad.shape[2:], stride, padding, dilation),
         *(dy.data_ptr(), x.data_ptr(), 0, 0, 0, *(_pointer(w) for w in early)),
         *([0, gradient.data_ptr(), 0, 0, 0], [0, 0] if any(late) else known, torch.get_num_threads()),

@@ -20,11 +20,10 @@ import math
 import torch
 
 from tucker_kernels import reference
-from tucker_kernels.backends import implements, native_module
+from tucker_kernels.backends import implements
+from tucker_kernels.native import CODES, MAX_MODES, native_module, widened
 
 _C, _ = native_module()
-_CODES = {torch.float32: 0, torch.float64: 1}
-_MOST_MODES = 8
 _LARGEST = 1024  # the largest factorisation
 _SWEEPS = 12  # most Jacobi sweeps of a truncation; a core in HOSVD form needs one or two and stops by itself
 
@@ -36,15 +35,11 @@ def _stream(device):
 
 
 def _launch(name, like, problems):
-    operator, dtype = getattr(_C, f"{name}_cuda"), _CODES[like.dtype]
+    operator, dtype = getattr(_C, f"{name}_cuda"), CODES[like.dtype]
     with torch.cuda.device_of(like):
         size = operator(dtype, problems, 0, 0, 0)
         workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=like.device)
         operator(dtype, problems, workspace.data_ptr(), size, _stream(like.device))
-
-
-def _wide(tensor):
-    return tensor if tensor.dtype in _CODES else tensor.float()
 
 
 def _too_large(name, sizes):
@@ -64,10 +59,10 @@ def mode_dot(tensor, matrix, mode, transpose):
 
 @implements("cuda")
 def multi_mode_dot(tensor, matrices, modes, transpose):
-    if tensor.ndim > _MOST_MODES:
+    if tensor.ndim > MAX_MODES:
         return reference.multi_mode_dot(tensor, matrices, modes, transpose)
     order = reference.dimension_order(tensor)
-    x, factors = _wide(tensor.permute(order)), [_wide(m) for m in matrices]
+    x, factors = widened(tensor.permute(order)), [widened(m) for m in matrices]
     places = [order.index(mode % tensor.ndim) for mode in modes]
     (y,) = grouped_mode_dot([x], factors, [len(factors)], places, transpose)
     return y.to(tensor.dtype).permute([order.index(i) for i in range(len(order))])
@@ -75,7 +70,7 @@ def multi_mode_dot(tensor, matrices, modes, transpose):
 
 @implements("cuda")
 def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
-    if any(x.ndim > _MOST_MODES for x in tensors):
+    if any(x.ndim > MAX_MODES for x in tensors):
         return reference.grouped_mode_dot(tensors, matrices, counts, modes, transpose)
     xs, factors = [x.contiguous() for x in tensors], [m.contiguous() for m in matrices]
     found, problems, start = [], [], 0
@@ -100,7 +95,7 @@ def grouped_mode_dot(tensors, matrices, counts, modes, transpose):
 
 @implements("cuda")
 def cross_gram(a, b, mode):
-    (out,) = grouped_cross_gram([_wide(a)], [_wide(b)], [mode % a.ndim])
+    (out,) = grouped_cross_gram([widened(a)], [widened(b)], [mode % a.ndim])
     return out.to(a.dtype)
 
 
@@ -140,7 +135,7 @@ def tangent_basis(bases, directions):
 def hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode):
     sizes = [n for core in cores for n in core.shape]
     if _too_large("hosvd_truncate", [n for n, flag in zip(sizes, modes) if flag]) or any(
-        core.ndim > _MOST_MODES for core in cores
+        core.ndim > MAX_MODES for core in cores
     ):
         return reference.hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode)
     olds = [core.contiguous() for core in cores]

@@ -133,6 +133,11 @@ def format_of(tensor):
     return torch.contiguous_format
 
 
+def output_size(size, window, stride, padding, dilation):
+    """Pixels of a convolution's result in each dimension; less than 1 where the window does not fit."""
+    return [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(size, window, stride, padding, dilation)]
+
+
 def every_nth(image, stride):
     """A view of the pixels that a 1×1 window of this stride sees."""
     return image[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]

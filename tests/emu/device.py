@@ -4,7 +4,7 @@ import ctypes
 import importlib
 
 from emu import emulator
-from tucker_kernels import cuda
+from tucker_kernels import cuda, native
 
 backends = importlib.import_module("tucker_kernels.backends")  # the attribute of the package is the function
 
@@ -13,7 +13,7 @@ class Emulated:
     """Stands for the compiled module: NAME_cuda calls the C function tk_NAME_cuda of the emulator's library."""
 
     def __getattr__(self, name):
-        bound = getattr(backends.native_module()[0], f"{name}_at")
+        bound = getattr(native.native_module()[0], f"{name}_at")
         function = ctypes.cast(getattr(emulator.library(), f"tk_{name}"), ctypes.c_void_p).value
 
         def call(*args):

@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tucker_kernels.reference import output_size
 from tucker_kernels.triton import configs
 from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
 
@@ -115,10 +116,6 @@ def _tucker_core_expand(
         elif ACTIVATION == "silu":
             out = out / (1.0 + tl.exp(-out))
         tl.store(y + pixel[:, None] * N + n[None, :], out.to(y.dtype.element_ty), mask=live[:, None] & (n < N)[None, :])
-
-
-def output_size(size, window, stride, padding, dilation):
-    return [(s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(size, window, stride, padding, dilation)]
 
 
 def tucker_core_expand(
