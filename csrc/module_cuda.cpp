@@ -98,20 +98,11 @@ py::list table(const tk::Plan& plan, const tk::Launch& launch) {
 template <class T>
 py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
   switch (launch.kernel) {
-    case tk::Kernel::grouped_gemm:
-      return table<tk::GemmProblem<T>>(plan, launch);
-    case tk::Kernel::project_out:
-      return table<tk::ProjectionProblem<T>>(plan, launch);
-    case tk::Kernel::triangular_product:
-      return table<tk::TriangularProblem<T>>(plan, launch);
-    case tk::Kernel::gram:
-      return table<tk::GramProblem<T>>(plan, launch);
-    case tk::Kernel::semidefinite_cholesky:
-      return table<tk::CholeskyProblem<T>>(plan, launch);
-    case tk::Kernel::jacobi_svd:
-      return table<tk::JacobiProblem<T>>(plan, launch);
-    case tk::Kernel::finish_truncation:
-      return table<tk::FinishProblem<T>>(plan, launch);
+#define TK_KERNEL(name, Problem, how) \
+  case tk::Kernel::name:              \
+    return table<tk::Problem<T>>(plan, launch);
+    TK_KERNELS(TK_KERNEL)
+#undef TK_KERNEL
   }
   return py::list();
 }

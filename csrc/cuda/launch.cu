@@ -55,23 +55,13 @@ struct Start {
 template <class T>
 tk_status start(const Start& start) {
   switch (start.launch.kernel) {
-    case Kernel::grouped_gemm:
-      return start.tiles(grouped_gemm<T>);
-    case Kernel::project_out:
-      return start.tiles(project_out<T>);
-    case Kernel::gram:
-      return start.tiles(gram<T>);
-    case Kernel::semidefinite_cholesky:
-      return start.blocks(semidefinite_cholesky<T>);
-    case Kernel::triangular_product:
-      return start.tiles(triangular_product<T>);
-    case Kernel::jacobi_svd:
-      return start.blocks(jacobi_svd<T>);
-    case Kernel::finish_truncation:
-      return start.blocks(finish_truncation<T>);
-    default:
-      return TK_UNSUPPORTED;
+#define TK_KERNEL(name, Problem, how) \
+  case Kernel::name:                  \
+    return start.how(name<T>);
+    TK_KERNELS(TK_KERNEL)
+#undef TK_KERNEL
   }
+  return TK_UNSUPPORTED;
 }
 
 // In the emulator a small device, so that tests see blocks with several tiles and problems too large for one

@@ -6,20 +6,11 @@ namespace tk {
 
 const char* kernel_name(Kernel kernel) {
   switch (kernel) {
-    case Kernel::grouped_gemm:
-      return "grouped_gemm";
-    case Kernel::project_out:
-      return "project_out";
-    case Kernel::gram:
-      return "gram";
-    case Kernel::semidefinite_cholesky:
-      return "semidefinite_cholesky";
-    case Kernel::triangular_product:
-      return "triangular_product";
-    case Kernel::jacobi_svd:
-      return "jacobi_svd";
-    case Kernel::finish_truncation:
-      return "finish_truncation";
+#define TK_KERNEL(name, Problem, how) \
+  case Kernel::name:                  \
+    return #name;
+    TK_KERNELS(TK_KERNEL)
+#undef TK_KERNEL
   }
   return "unknown";
 }

@@ -17,15 +17,20 @@
 
 namespace tk {
 
-enum class Kernel : int32_t {
-  grouped_gemm,
-  project_out,
-  gram,
-  semidefinite_cholesky,
-  triangular_product,
-  jacobi_svd,
-  finish_truncation,
-};
+// Every kernel, what one problem in its table is, and how launch.cu starts it (Start::tiles or
+// Start::blocks).
+#define TK_KERNELS(X)                               \
+  X(grouped_gemm, GemmProblem, tiles)               \
+  X(project_out, ProjectionProblem, tiles)          \
+  X(gram, GramProblem, tiles)                       \
+  X(semidefinite_cholesky, CholeskyProblem, blocks) \
+  X(triangular_product, TriangularProblem, tiles)   \
+  X(jacobi_svd, JacobiProblem, blocks)              \
+  X(finish_truncation, FinishProblem, blocks)
+
+#define TK_KERNEL(name, Problem, how) name,
+enum class Kernel : int32_t { TK_KERNELS(TK_KERNEL) };
+#undef TK_KERNEL
 const char* kernel_name(Kernel kernel);
 
 struct Launch {

@@ -36,18 +36,11 @@ TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* tabl
 
 // The size of a problem, so that the Python side can tell that it knows the layout.
 TK_EXPORT int64_t tk_emu_problem_bytes(const char* kernel, tk_dtype dtype) {
-  const std::string name = kernel;
-  const bool wide = dtype == TK_FLOAT64;
-  if (name == "grouped_gemm") return wide ? sizeof(tk::GemmProblem<double>) : sizeof(tk::GemmProblem<float>);
-  if (name == "gram") return wide ? sizeof(tk::GramProblem<double>) : sizeof(tk::GramProblem<float>);
-  if (name == "project_out")
-    return wide ? sizeof(tk::ProjectionProblem<double>) : sizeof(tk::ProjectionProblem<float>);
-  if (name == "triangular_product")
-    return wide ? sizeof(tk::TriangularProblem<double>) : sizeof(tk::TriangularProblem<float>);
-  if (name == "semidefinite_cholesky")
-    return wide ? sizeof(tk::CholeskyProblem<double>) : sizeof(tk::CholeskyProblem<float>);
-  if (name == "jacobi_svd")
-    return wide ? sizeof(tk::JacobiProblem<double>) : sizeof(tk::JacobiProblem<float>);
+  const std::string asked = kernel;
+#define TK_KERNEL(name, Problem, how) \
+  if (asked == #name) return dtype == TK_FLOAT64 ? sizeof(tk::Problem<double>) : sizeof(tk::Problem<float>);
+  TK_KERNELS(TK_KERNEL)
+#undef TK_KERNEL
   return -1;
 }
 
