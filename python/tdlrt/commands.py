@@ -19,7 +19,7 @@ from tdlrt.arguments import CHOICES
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.layers import MODES
 from tdlrt.options import RANKS, RUN, STEPS, WHAT, at_least, one_of, option
-from tdlrt.train import DEFAULTS
+from tdlrt.train import Config
 
 # Reported as one sentence, with exit status 1.
 FAILURES = (
@@ -62,7 +62,7 @@ def tdlrt(context: typer.Context, version: VersionOption = False):
 @app.command("train")
 def train_command(
     context: typer.Context,
-    data: Annotated[str, option("Images; digits needs no files.", WHAT, one_of(datasets.NAMES))] = DEFAULTS["data"],
+    data: Annotated[str, option("Images; digits needs no files.", WHAT, one_of(datasets.NAMES))] = "digits",
     data_dir: DataDirOption = None,
     model: Annotated[str | None, option("Network.", WHAT, one_of(models.NAMES), by_data="model")] = None,
     dense: Annotated[bool, option("Train the ordinary network by SGD, for comparison.", WHAT, name="--dense")] = False,
@@ -82,29 +82,29 @@ def train_command(
             by_data="rank",
         ),
     ] = None,
-    modes: ModesOption = DEFAULTS["modes"],
+    modes: ModesOption = Config.modes,
     tolerance_mode: Annotated[
         str,
         option("Whether --tol bounds the error of a weight or of each mode.", RANKS, one_of(CHOICES["tolerance_mode"])),
-    ] = DEFAULTS["tolerance_mode"],
+    ] = Config.tolerance_mode,
     integrator: Annotated[
         str, option("How a step finds bases and core; see tdlrt.TDLRT.", RANKS, one_of(tuple(INTEGRATORS)))
-    ] = DEFAULTS["integrator"],
+    ] = Config.integrator,
     epochs: Annotated[int | None, option("Passes over the data.", STEPS, at_least(1), by_data="epochs")] = None,
     batch_size: Annotated[
         int | None, option("Images per step, over all processes.", STEPS, at_least(1), by_data="batch_size")
     ] = None,
     lr: Annotated[float | None, option("Learning rate.", STEPS, options.positive, by_data="lr")] = None,
-    schedule: Annotated[str, option("Of the learning rate.", STEPS, one_of(train.SCHEDULES))] = DEFAULTS["schedule"],
-    momentum: Annotated[float, option("Of SGD.", STEPS, options.below_one)] = DEFAULTS["momentum"],
+    schedule: Annotated[str, option("Of the learning rate.", STEPS, one_of(train.SCHEDULES))] = Config.schedule,
+    momentum: Annotated[float, option("Of SGD.", STEPS, options.below_one)] = Config.momentum,
     weight_decay: Annotated[
         float | None, option("Of SGD.", STEPS, options.not_negative, by_data="weight_decay")
     ] = None,
     seed: Annotated[
         int, option("Of first weights, order of the data and augmentation.", STEPS, at_least(0))
-    ] = DEFAULTS["seed"],
-    device: Annotated[str, option("Where to compute.", RUN, options.device)] = DEFAULTS["device"],
-    dtype: Annotated[str, option("Of all weights.", RUN, one_of(("float32", "float64")))] = DEFAULTS["dtype"],
+    ] = Config.seed,
+    device: Annotated[str, option("Where to compute.", RUN, options.device)] = Config.device,
+    dtype: Annotated[str, option("Of all weights.", RUN, one_of(("float32", "float64")))] = Config.dtype,
     threads: Annotated[int | None, option("CPU threads.", RUN, at_least(1), default="torch's choice")] = None,
     out: Annotated[
         Path | None, option("Folder for everything that is written.", RUN, metavar="DIR", default="runs/DATA")
@@ -154,7 +154,7 @@ def _was_given(context, name):
 
 
 def _config(given, data):
-    own = {field.name for field in fields(train.Config)}
+    own = {field.name for field in fields(Config)}
     return train.default_config(data, **{name: value for name, value in given.items() if name in own - {"data"}})
 
 

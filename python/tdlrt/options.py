@@ -11,9 +11,12 @@ WHAT, RANKS, STEPS, RUN = "Data and network", "Ranks", "Training", "Run"
 
 
 def option(help, panel, parser=None, metavar=None, name=None, default=None, by_data=None):
-    """A typer option. `default`: what the help says of one that is not a constant; `by_data`: its key in RECIPES."""
+    """A typer option.
+
+    default: what the help says of a default that is no constant; by_data: the field of `Recipe` that it is.
+    """
     if by_data is not None:
-        default = ", ".join(f"{data} {recipe[by_data]}" for data, recipe in RECIPES.items())
+        default = ", ".join(f"{data} {getattr(recipe, by_data)}" for data, recipe in RECIPES.items())
     if default is not None:
         help += f" [dim]\\[default: {default}][/dim]"
     own = {} if parser is None else {"parser": parser, "metavar": metavar or parser.metavar}

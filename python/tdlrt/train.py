@@ -10,6 +10,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 import torch
@@ -26,56 +27,54 @@ SCHEDULES = ("cosine", "constant")
 # What a Run counts: where it stands, and the sums of the running epoch.
 PROGRESS = ("epoch", "batch", "seen", "loss_sum", "correct", "seconds", "epoch_seconds")
 
-DEFAULTS = {
-    **{"data": "digits", "data_dir": None, "dense": False, "modes": "channels", "tolerance_mode": "global"},
-    **{"integrator": "one_pass", "momentum": 0.9, "schedule": "cosine", "seed": 0, "device": "cpu", "dtype": "float32"},
-}
 
-# Defaults that depend on the data; `bench/mnist.py` and the tests show what they reach.
+class Recipe(NamedTuple):
+    """Defaults that depend on the data; `bench/mnist.py` and the tests show what they reach."""
+
+    model: str
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    rank: float | int
+    tol: float
+
+
 RECIPES = {
-    "digits": {
-        **{"model": "lenet5", "epochs": 25, "batch_size": 64, "lr": 0.05, "weight_decay": 0.005},
-        **{"rank": 20, "tol": 0.15},
-    },
-    "mnist": {
-        **{"model": "lenet5", "epochs": 5, "batch_size": 128, "lr": 0.05, "weight_decay": 0.002},
-        **{"rank": 32, "tol": 0.16},
-    },
-    "cifar10": {
-        **{"model": "resnet18", "epochs": 70, "batch_size": 128, "lr": 0.05, "weight_decay": 0.0005},
-        **{"rank": 0.5, "tol": 0.05},
-    },
+    "digits": Recipe("lenet5", epochs=25, batch_size=64, lr=0.05, weight_decay=0.005, rank=20, tol=0.15),
+    "mnist": Recipe("lenet5", epochs=5, batch_size=128, lr=0.05, weight_decay=0.002, rank=32, tol=0.16),
+    "cifar10": Recipe("resnet18", epochs=70, batch_size=128, lr=0.05, weight_decay=0.0005, rank=0.5, tol=0.05),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides what a run computes. `rank`: where adaptive ranks start, or what fixed ones are."""
 
     data: str
-    data_dir: str | None
+    data_dir: str | None = None
     model: str
-    dense: bool
-    modes: str
+    dense: bool = False
+    modes: str = "channels"
     rank: float | int | None
     tol: float | None
-    tolerance_mode: str
-    integrator: str
+    tolerance_mode: str = "global"
+    integrator: str = "one_pass"
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
+    momentum: float = 0.9
     weight_decay: float
-    schedule: str
-    seed: int
-    device: str
-    dtype: str
+    schedule: str = "cosine"
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
     threads: int
 
 
 def default_config(data, **given):
     """The Config of `tdlrt train --data …` with nothing else said."""
-    return Config(**{**DEFAULTS, "data": data, **RECIPES[data], "threads": torch.get_num_threads(), **given})
+    return Config(**{"data": data, **RECIPES[data]._asdict(), "threads": torch.get_num_threads(), **given})
 
 
 class InterruptionError(Exception):
