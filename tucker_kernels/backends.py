@@ -122,10 +122,10 @@ class use_backend:  # noqa: N801 - reads as a function, and is one
                 raise ValueError(f"name: back end {name!r} cannot run here: {reason}")
         self._previous, _preferred = _preferred, name
 
-    def __enter__(self):
+    def __enter__(self) -> "use_backend":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         global _preferred
         _preferred = self._previous
 

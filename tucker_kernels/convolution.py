@@ -16,7 +16,7 @@ Path = Literal["auto", "chain", "fused", "reconstruct"]
 PerDimension = int | Sequence[int]  # one for all window dimensions, or one each
 
 
-def _conv_geometry(input, core, stride, padding, dilation):
+def _conv_geometry(input, core, stride, padding, dilation) -> tuple[list, list, list]:
     window = core.ndim - 2
     if not 1 <= window <= 3:
         raise ValueError(f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
@@ -36,7 +36,7 @@ def _output_size(input, window, stride, padding, dilation):
     return sizes
 
 
-def _seen_pixels(input, window, stride, padding):
+def _seen_pixels(input, window, stride, padding) -> tuple[Tensor, list]:
     """(input, stride) without the pixels that a 1×1 window steps over, which would be projected in vain."""
     if max(stride) == 1 or max(window) > 1 or any(padding):
         return input, stride
@@ -123,9 +123,17 @@ def tucker_conv(
     operands = (input, core, out_factor, in_factor, bias)
     if path == "auto":
         conv = cost_model.Conv(
-            *(input.shape[0], n_out, n_in),
-            *(None if factor is None else factor.shape[1] for factor in (out_factor, in_factor)),
-            *(tuple(v) for v in (input.shape[2:], sizes, window, stride, padding, dilation)),
+            batch=input.shape[0],
+            n_out=n_out,
+            n_in=n_in,
+            r_out=None if out_factor is None else out_factor.shape[1],
+            r_in=None if in_factor is None else in_factor.shape[1],
+            size=tuple(input.shape[2:]),
+            out_size=tuple(sizes),
+            window=tuple(window),
+            stride=tuple(stride),
+            padding=tuple(padding),
+            dilation=tuple(dilation),
         )
         path = _cheapest_path(conv, input, needs_gradient(*operands), memory)
     if path == "reconstruct":
@@ -175,9 +183,9 @@ def tucker_conv_core_grad(
     if not 1 <= count <= 3:
         raise ValueError(f"factors has {count + 2} entries; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
     if window is None:
-        if any(f is None for f in factors[2:]):
+        window = [f.shape[0] for f in factors[2:] if f is not None]
+        if len(window) < count:
             raise ValueError("window is None, but some window factor is None too; give the sizes")
-        window = [f.shape[0] for f in factors[2:]]
     window = validation.per_dimension("window", window, count, 1)
     validation.tensor("input", input, ndim=count + 2)
     validation.tensor("grad_output", grad_output, ndim=count + 2, like=("input", input))

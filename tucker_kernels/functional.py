@@ -96,19 +96,19 @@ def multi_mode_dot(
     Differentiable to any order.
     """
     validation.tensor("tensor", tensor)
-    matrices = validation.sequence("matrices", matrices)
-    modes = list(range(len(matrices))) if modes is None else validation.integers("modes", modes)
-    if len(modes) != len(matrices):
-        raise ValueError(f"modes has {len(modes)} entries, but matrices has {len(matrices)}")
+    chosen = validation.sequence("matrices", matrices)
+    modes = list(range(len(chosen))) if modes is None else validation.integers("modes", modes)
+    if len(modes) != len(chosen):
+        raise ValueError(f"modes has {len(modes)} entries, but matrices has {len(chosen)}")
     modes = [validation.mode(f"modes[{i}]", m, tensor.ndim) for i, m in enumerate(modes)]
     if len(set(modes)) != len(modes):
         raise ValueError(f"modes is {modes}; each mode may be named once")
     if skip is not None:
-        matrices[validation.mode("skip", skip, len(matrices))] = None
-    for i, m in enumerate(matrices):
+        chosen[validation.mode("skip", skip, len(chosen))] = None
+    for i, m in enumerate(chosen):
         if m is not None:
             validation.matrix_for_mode(f"matrices[{i}]", m, tensor, modes[i], transpose, ("tensor", tensor))
-    return multiply(tensor, matrices, modes, transpose)
+    return multiply(tensor, chosen, modes, transpose)
 
 
 def multiply(tensor, matrices, modes, transpose):

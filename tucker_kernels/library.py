@@ -5,6 +5,8 @@ They are functional (new tensors, no aliases). What is differentiable is written
 gradients; the others refuse. Public argument checking happens in `functional.py`: these trust what they are given.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -13,7 +15,7 @@ from tucker_kernels.backends import implementation
 
 NAMESPACE = "tucker_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
-_functions = {}  # operator -> the differentiable function over the same arguments
+_functions: dict[str, Callable] = {}  # operator -> the differentiable function over the same arguments
 
 # The guard torch's own Autograd kernels set around what they call; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def mode(name, value, ndim):
     return integer(name, value, -ndim, ndim - 1) % ndim
 
 
-def integers(name, values, minimum=None):
+def integers(name: str, values: Any, minimum: int | None = None) -> list[int]:
     """A sequence of integers, each at least `minimum`, as a list."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
@@ -60,7 +61,7 @@ def integers(name, values, minimum=None):
     return found
 
 
-def per_dimension(name, value, count, minimum):
+def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
     """An integer or `count` of them, each at least `minimum`, as a list."""
     if isinstance(value, INTEGER) and not isinstance(value, bool):
         if value < minimum:
@@ -83,7 +84,7 @@ def matrix_for_mode(name, value, tensor_, mode_, transpose, like):
         raise ValueError(f"{name} has {size} {side}, but mode {mode_} of {like[0]} has size {tensor_.shape[mode_]}")
 
 
-def sequence(name, values, of="matrices"):
+def sequence(name: str, values: Any, of: str = "matrices") -> list:
     """A list or tuple, as a list; a tensor is refused, because it would be taken apart by rows."""
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{name} must be a list of {of}, got {type(values).__name__}")

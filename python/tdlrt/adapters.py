@@ -6,14 +6,24 @@
 >>> model = tdlrt.merge(model)               # plain layers again
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from tdlrt.convert import prepare_ddp, replace_eligible, replace_modules, tucker_class
+from tdlrt.convert import Model, prepare_ddp, replace_eligible, replace_modules, tucker_class
 from tdlrt.layers import TuckerAdapter
+from tdlrt.layers.base import Modes, Ranks
 from tdlrt.summary import check_module, tucker_layers
 
 
-def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
+def adapt(
+    model: Model,
+    ranks: Ranks | dict[str, Ranks] = 8,
+    modes: Modes = "channels",
+    skip: Sequence[str] = (),
+    min_features: int = 8,
+) -> Model:
     """Freezes a model and puts a trainable Tucker weight beside every eligible `Conv1d/2d/3d` and `Linear`.
 
     Every weight becomes `W0 + Tucker` with a zero core and random orthonormal factors: the model computes what it
@@ -45,7 +55,7 @@ def adapt(model, ranks=8, modes="channels", skip=(), min_features=8):
     return prepare_ddp(model)
 
 
-def merge(model):
+def merge(model: Model) -> Model:
     """Folds every adapter into its dense layer, in place, and returns the model with plain layers; they stay frozen.
 
     Exact to one rounding per weight. `tdlrt.to_dense(model)` does it in a copy.
@@ -55,7 +65,7 @@ def merge(model):
     return replace_modules(model, adapters)
 
 
-def adapter_state_dict(model):
+def adapter_state_dict(model: torch.nn.Module) -> dict[str, Any]:
     """The part of `model.state_dict()` that belongs to adapters: small, and loaded with `strict=False`.
 
     >>> torch.save(tdlrt.adapter_state_dict(model), "adapter.pt")

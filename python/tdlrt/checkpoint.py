@@ -8,13 +8,12 @@
 import contextlib
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 import torch
 
@@ -89,7 +88,7 @@ def hold(folder):
 
 @contextlib.contextmanager
 def _locked(folder):
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     # The kernel lets go of the lock when the process ends, however it ends.

@@ -10,7 +10,7 @@ import weakref
 
 import torch
 
-_recorders = weakref.WeakValueDictionary()
+_recorders: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 

@@ -3,7 +3,9 @@
 import copy
 import fnmatch
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -17,11 +19,14 @@ from tdlrt.layers import (
     TuckerLayer,
     TuckerLinear,
 )
+from tdlrt.layers.base import Modes, Ranks
 from tdlrt.pairs import drop_recorders
 from tdlrt.reduction import ignore_in_ddp
 from tdlrt.summary import check_module, layer_parameters, tucker_layers
 
 log = logging.getLogger("tdlrt")
+
+Model = TypeVar("Model", bound=nn.Module)  # a model that is itself one layer comes back as another class
 
 TUCKER_CLASS = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d, nn.Linear: TuckerLinear}
 # Layers with weights that stay dense, with the reason that is reported.
@@ -47,14 +52,16 @@ class Decision:
     reason: str | None
 
 
-def plan(model, skip=(), min_features=8, embeddings=False):
+def plan(model: nn.Module, skip: Sequence[str] = (), min_features: int = 8, embeddings: bool = False) -> list[Decision]:
     """The layers of a model that have a weight, each with what `tuckerize` would do with it and why.
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
     check_module(model)
-    kinds = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
-    decisions, blocked, owners = [], [], {}
+    kinds: dict[type[nn.Module], Any] = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
+    decisions: list[Decision] = []
+    blocked: list[str] = []
+    owners: dict[object, set[int]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(id(module))
@@ -67,7 +74,7 @@ def plan(model, skip=(), min_features=8, embeddings=False):
         if reason is not None:
             blocked.append(f"{name}." if name else "")
             decisions.append(Decision(name, module, reason))
-        elif isinstance(module, tuple(kinds)):
+        elif any(isinstance(module, kind) for kind in kinds):
             decisions.append(Decision(name, module, _why_dense(name, module, kinds, skip, min_features)))
     return [
         Decision(d.name, d.layer, "its weight is shared with another layer")
@@ -109,16 +116,16 @@ def tucker_class(layer):
 
 
 def tuckerize(
-    model,
-    ranks=None,
-    tol=None,
-    modes="channels",
-    skip=(),
-    min_features=8,
-    method="hosvd",
-    embeddings=False,
-    keep_larger=False,
-):
+    model: Model,
+    ranks: Ranks | dict[str, Ranks] = None,
+    tol: float | None = None,
+    modes: Modes = "channels",
+    skip: Sequence[str] = (),
+    min_features: int = 8,
+    method: Literal["hosvd", "hooi"] = "hosvd",
+    embeddings: bool = False,
+    keep_larger: bool = False,
+) -> Model:
     """Replaces every eligible `Conv1d/2d/3d` and `Linear` of a model by its Tucker layer, by truncated HOSVD.
 
     A grouped convolution gets a Tucker weight per group (`TuckerGroupedConv`). Forward and backward hooks of a layer go
@@ -183,7 +190,7 @@ def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
     return replace_modules(model, replaced)
 
 
-def prepare_ddp(model):
+def prepare_ddp(model: Model) -> Model:
     """Lets `DistributedDataParallel(model)` leave Tucker parameters to `TDLRT`, which averages them itself.
 
     `tuckerize` does this for the model it returns; call it where Tucker layers sit in a larger module. Returns
@@ -228,12 +235,12 @@ def replace_modules(model, replaced):
     return model
 
 
-def to_dense(model):
+def to_dense(model: Model) -> Model:
     """A copy of the model with every Tucker layer replaced by its dense layer, and every adapter merged."""
     return _convert(model, lambda layer: layer.to_dense())
 
 
-def to_sequential(model):
+def to_sequential(model: Model) -> Model:
     """A copy of the model with every Tucker layer replaced by a chain of plain `nn.Conv*`/`nn.Linear` layers.
 
     Adapters are merged: a sum is no chain. `nn.TransformerEncoderLayer`s leave their inference fast path, which reads

@@ -1,6 +1,8 @@
 """TDLRT: the geometry-aware, rank-adaptive training step for Tucker layers, as a `torch.optim.Optimizer`."""
 
 import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -77,31 +79,31 @@ class TDLRT(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model,
-        lr,
-        momentum=0.0,
-        weight_decay=0.0,
-        tol=0.1,
-        integrator="one_pass",
-        base="sgd",
+        model: torch.nn.Module,
+        lr: float | torch.Tensor,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        tol: float | dict[str, float | None] | None = 0.1,
+        integrator: Literal["one_pass", "parallel", "two_pass", "standard"] = "one_pass",
+        base: Literal["sgd", "adam", "adamw"] | type[torch.optim.Optimizer] = "sgd",
         *,
-        params=None,
-        tolerance_mode="global",
-        min_rank=1,
-        max_rank=None,
-        basis_every=1,
-        rank_every=1,
-        max_grad_norm=None,
-        on_nonfinite="raise",
-        process_group=None,
-        retain="deferred",
-        budget=None,
-        budget_of="parameters",
-        rank_multiple=1,
-        conditioning=0.0,
-        capturable=False,
-        **base_options,
-    ):
+        params: Iterable[Any] | None = None,
+        tolerance_mode: Literal["global", "per_mode"] = "global",
+        min_rank: int = 1,
+        max_rank: int | None = None,
+        basis_every: int = 1,
+        rank_every: int = 1,
+        max_grad_norm: float | None = None,
+        on_nonfinite: Literal["raise", "skip"] = "raise",
+        process_group: Any = None,
+        retain: Literal["deferred", "inline"] = "deferred",
+        budget: int | None = None,
+        budget_of: Literal["parameters", "multiply_adds"] = "parameters",
+        rank_multiple: int = 1,
+        conditioning: float = 0.0,
+        capturable: bool = False,
+        **base_options: Any,
+    ) -> None:
         given = {k: v for k, v in locals().items() if k not in ("self", "model", "params", "base_options", "__class__")}
         self._arguments = {**given, **base_options}
         if not isinstance(model, torch.nn.Module):
@@ -113,7 +115,7 @@ class TDLRT(torch.optim.Optimizer):
         self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
         self.basis_every, self.rank_every, self.conditioning = basis_every, rank_every, conditioning
         self.skipped_steps = 0
-        self.truncation_errors = {}
+        self.truncation_errors: dict[str, float] = {}
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = tucker_layers(inner)
         self._layer_tol = arguments.layer_tolerances(tol, self.layers)
@@ -150,7 +152,7 @@ class TDLRT(torch.optim.Optimizer):
         places = ((i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"]))
         self._names = {p: own.get(p, f"params[{i}][{j}]") for i, j, p in places}
 
-    def add_param_group(self, param_group):
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of any torch optimiser, for parameters of dense layers. Raises ValueError for those of Tucker layers."""
         super().add_param_group(param_group)
         if not hasattr(self, "kept"):  # torch's constructor comes here too
@@ -164,7 +166,7 @@ class TDLRT(torch.optim.Optimizer):
         self._name_parameters()
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Steps taken so far; kept in the state dict."""
         return self.param_groups[0]["steps"]
 
@@ -174,7 +176,7 @@ class TDLRT(torch.optim.Optimizer):
         for layer in self.layers.values():
             layer.train_bases = moves
 
-    def freeze_bases(self, frozen=True):
+    def freeze_bases(self, frozen: bool = True) -> None:
         """From the next forward pass on, steps update cores only, as convergence proofs of SGD want at the end."""
         self.param_groups[0]["bases_frozen"] = frozen
         self._choose_kind_of_step()
@@ -182,7 +184,7 @@ class TDLRT(torch.optim.Optimizer):
     def _group_of(self):
         return {p: group for group in self.param_groups for p in group["params"]}
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of any torch optimiser. Load the model first: ranks come from there."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:  # of an older release
@@ -196,11 +198,11 @@ class TDLRT(torch.optim.Optimizer):
         captured = None if self.captured is None else (self.captured.ranks, self.captured.skipped)
         return _rebuilt, (self.model, self._arguments, groups, dict(self.state), self.skipped_steps, captured)
 
-    def zero_grad(self, set_to_none=True):
+    def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self.kept.clear()
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Returns the closure's loss, or None.
 
         Gradients of Tucker parameters are consumed: their shapes change with the ranks. Raises `NonFiniteError` (or
@@ -233,14 +235,14 @@ class TDLRT(torch.optim.Optimizer):
         self.kept.clear()
         return loss
 
-    def active_ranks(self):
+    def active_ranks(self) -> dict[str, tuple[int, ...]]:
         """{layer name: ranks in use}; waits for the device where the optimiser is capturable."""
         if self.captured is None:
             return {name: layer.ranks for name, layer in self.layers.items()}
         return {name: tuple(ranks.tolist()) for name, ranks in self.captured.ranks.items()}
 
     @torch.no_grad()
-    def compact(self, multiple=1):
+    def compact(self, multiple: int = 1) -> None:
         """Cuts the layers of a capturable optimiser to the ranks in use, rounded up to a multiple.
 
         Reads the ranks and makes new tensors: for between captures.

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tdlrt.layers.base import autocast_dtype
+from tdlrt.layers.base import TuckerLayer, autocast_dtype
+from tdlrt.layers.grouped import TuckerGroupedConv
 
 
 class TuckerAdapter(nn.Module):
@@ -17,7 +18,10 @@ class TuckerAdapter(nn.Module):
         delta: the Tucker layer (or its groups), which `TDLRT` trains like any other.
     """
 
-    def __init__(self, base: nn.Module, delta: nn.Module) -> None:
+    base: nn.Linear | nn.modules.conv._ConvNd
+    delta: TuckerLayer | TuckerGroupedConv
+
+    def __init__(self, base: nn.Linear | nn.modules.conv._ConvNd, delta: TuckerLayer | TuckerGroupedConv) -> None:
         super().__init__()
         self.base, self.delta = base, delta
 

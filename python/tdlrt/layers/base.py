@@ -16,7 +16,8 @@ MODES = ("channels", "all")
 METHODS = ("hosvd", "hooi")
 Modes = Literal["channels", "all"] | Sequence[int]
 Ranks = int | float | Sequence[int] | None  # see `mode_ranks`
-Device, DType = torch.device | str | int | None, torch.dtype | None  # as the constructors of torch's layers take them
+Device = torch.device | str | int | None  # these as the constructors of torch's layers take them
+DType = torch.dtype | None
 
 
 class TuckerLayer(nn.Module):

@@ -109,7 +109,7 @@ class _TuckerConv(TuckerLayer):
         tol: float | None = None,
         modes: Modes = "channels",
         method: Literal["hosvd", "hooi"] = "hosvd",
-    ):
+    ) -> "_TuckerConv":
         """The Tucker layer nearest to a dense one by truncated HOSVD, at `ranks` or to the relative tolerance `tol`.
 
         With neither it keeps every rank full and equals the dense layer. method="hooi" goes on to the nearest weight of
@@ -123,7 +123,7 @@ class _TuckerConv(TuckerLayer):
         new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype)
         return filled(new, layer, core, factors)
 
-    def to_dense(self):
+    def to_dense(self) -> nn.Module:
         """The `nn.Conv*` with the reconstructed weight."""
         out_channels, in_channels, *window = self.weight_shape
         dense = self.dense_class()(

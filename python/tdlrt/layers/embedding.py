@@ -84,8 +84,8 @@ class TuckerEmbedding(TuckerLayer):
             raise ValueError(f"layer has {reason}; an Embedding with a Tucker weight has no such rows")
         modes = "all" if modes == "channels" else modes
         core, factors = cls._truncated(layer.weight, ranks, tol, modes, method)
-        options = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        new = cls(layer.num_embeddings, layer.embedding_dim, tuple(core.shape), modes, **options)
+        device, dtype = layer.weight.device, layer.weight.dtype
+        new = cls(layer.num_embeddings, layer.embedding_dim, tuple(core.shape), modes, device, dtype)
         return filled(new, layer, core, factors)
 
     @staticmethod

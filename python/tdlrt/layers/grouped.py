@@ -1,12 +1,15 @@
 """Grouped convolutions: one Tucker weight per group."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tdlrt.layers.base import copied
 from tdlrt.layers.conv import TuckerConv1d, TuckerConv2d, TuckerConv3d
 
-_TUCKER_CLASS = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d}
+_TUCKER_CLASS: dict[type[nn.Module], Any] = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d}
 
 
 class TuckerGroupedConv(nn.Module):
@@ -19,7 +22,9 @@ class TuckerGroupedConv(nn.Module):
         groups: `ModuleList` of `TuckerConv1d/2d/3d`, alike but for their ranks.
     """
 
-    def __init__(self, layers):
+    groups: Any  # torch does not type what a ModuleList holds
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
         self.groups = nn.ModuleList(layers)
 
@@ -49,13 +54,13 @@ class TuckerGroupedConv(nn.Module):
         return cls(tucker.like(part, ranks, modes, bias, dtype) for part in _parts(layer))
 
     @classmethod
-    def from_dense(cls, layer, **how):
+    def from_dense(cls, layer: nn.Module, **how: Any) -> "TuckerGroupedConv":
         """One Tucker layer per group of an `nn.Conv1d/2d/3d`; `how` as in their `from_dense`, for each group."""
         if type(layer) not in _TUCKER_CLASS:
             raise TypeError(f"layer must be a Conv1d, Conv2d or Conv3d, got {type(layer).__name__}")
         return cls(_TUCKER_CLASS[type(layer)].from_dense(part, **how) for part in _parts(layer)).train(layer.training)
 
-    def to_dense(self):
+    def to_dense(self) -> nn.Module:
         """The grouped `nn.Conv*` with the reconstructed weight."""
         return _joined([layer.to_dense() for layer in self.groups]).train(self.training)
 

@@ -104,7 +104,8 @@ class TuckerLinear(TuckerLayer):
         layers = []
         for i, matrix in enumerate(matrices):
             bias = self.bias if i == len(matrices) - 1 else None
-            layer = nn.Linear(*matrix.shape[::-1], bias=bias is not None, device=matrix.device, dtype=matrix.dtype)
+            n_out, n_in = matrix.shape
+            layer = nn.Linear(n_in, n_out, bias=bias is not None, device=matrix.device, dtype=matrix.dtype)
             layers.append(copied(layer, matrix, bias))
         return nn.Sequential(*layers).train(self.training)
 
