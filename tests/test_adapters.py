@@ -117,7 +117,7 @@ def test_merging_rounds_once(dtype, unit):
     assert torch.allclose(merged(x), y, rtol=0, atol=1e3 * unit)
 
 
-def test_checkpoints():
+def test_a_state_dict_brings_its_ranks_into_an_adapted_model():
     model = tdlrt.adapt(network(), ranks=2, min_features=4)
     train(model, 4)
     x, _ = batch()

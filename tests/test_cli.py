@@ -79,7 +79,7 @@ def test_without_a_command_there_is_help_and_no_error(capsys):
     assert "[default: none] [required]" not in " ".join(out.split())
 
 
-def test_version(capsys):
+def test_version_is_the_packages(capsys):
     assert run(capsys, "--version") == (0, tucker_kernels.__version__ + "\n", "")
 
 
@@ -101,7 +101,7 @@ def test_resume_continues_and_refuses_other_settings(capsys, trained):
     assert "does not exist" in refused(capsys, "train", "--resume", "--out", "elsewhere", status=1)
 
 
-def test_info(capsys, trained):
+def test_info_shows_layers_ranks_and_accuracy(capsys, trained):
     status, out, _ = run(capsys, "info", "run")
     assert status == 0
     for text in ("conv2", "50×20×5×5", "fc1", "whole network", "lenet5 on digits"):

@@ -172,7 +172,7 @@ def test_a_single_layer_and_a_layer_used_twice():
 
 
 @pytest.mark.parametrize("modes", ["channels", "all"])
-def test_round_trips(modes):
+def test_dense_and_sequential_copies_compute_the_same(modes):
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, stride=2)),
@@ -216,7 +216,7 @@ def test_requires_grad_and_training_mode_are_kept():
     assert not model[0].training
 
 
-def test_compression_counts():
+def test_compression_counts_what_is_stored():
     model = tdlrt.tuckerize(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1, bias=False)), ranks=4)
     found = tdlrt.compression(model)
     first = 32 * 4 + 16 * 4 + 4 * 4 * 9

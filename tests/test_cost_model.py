@@ -83,7 +83,7 @@ def test_the_path_in_use_stays_until_another_is_a_tenth_faster():
 
 
 @pytest.mark.parametrize("path", cost_model.PATHS)
-def test_the_user_decides(path, monkeypatch):
+def test_an_explicit_path_does_not_ask_the_model(path, monkeypatch):
     """An explicit path does not ask the model."""
     monkeypatch.setattr(cost_model, "choose", lambda *_, **__: pytest.fail("asked"))
     tk.tucker_conv(torch.randn(1, 4, 5, 5), torch.randn(2, 2, 3, 3), [torch.randn(4, 2)] * 2 + [None] * 2, path=path)

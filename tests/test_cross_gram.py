@@ -40,7 +40,7 @@ def test_any_shape_mode_and_layout(name, data):
 @pytest.mark.parametrize("outer", [1, 2, 37, 260])
 @pytest.mark.parametrize("sides", [(1, 1), (5, 33), (40, 7), (130, 16), (16, 130)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_every_path(outer, inner, sides, dtype):
+def test_every_path_equals_einsum(outer, inner, sides, dtype):
     check(torch.randn(outer, sides[0], inner, dtype=dtype), torch.randn(outer, sides[1], inner, dtype=dtype), 1)
 
 

@@ -361,7 +361,7 @@ def run(tmp_path, world, *jobs):
     mp.spawn(_process, (world, str(tmp_path / "rendezvous"), jobs), nprocs=world)
 
 
-def test_two_processes(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     """Equal one process on the joined batch, stay bitwise equal, and stop together."""
     run(
         *(tmp_path, 2),

@@ -120,7 +120,7 @@ def check_all(results, **arguments):
 @pytest.mark.parametrize("tol", [0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-6])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tolerance(dtype, backend, tol):
+def test_the_error_is_within_the_tolerance(dtype, backend, tol):
     check_all(run_all(dtype, backend, tol=tol), tol=tol)
 
 
@@ -145,14 +145,14 @@ def test_tolerance_zero_keeps_everything_but_exact_deficiency(dtype, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_per_mode(dtype, backend):
+def test_per_mode_bounds_each_modes_error(dtype, backend):
     check_all(run_all(dtype, backend, tol=0.05, tolerance_mode="per_mode"), tol=0.05, per_mode=True)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 100])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_fixed_ranks(dtype, backend, rank):
+def test_given_ranks_are_kept(dtype, backend, rank):
     for name, (core, result) in run_all(dtype, backend, ranks=rank).items():
         try:
             check(core, result, ranks=[rank] * core.ndim)
@@ -190,7 +190,7 @@ def test_zero_core_keeps_the_first_unit_vectors(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("modes", [(0,), (1, 0), (-1,), (0, 2), ()])
-def test_chosen_modes(backend, modes):
+def test_only_the_modes_named_are_cut(backend, modes):
     for name in ("geometric 1e-2", "cube", "five modes"):
         core = CORES[name].float()
         with tk.use_backend(backend):
@@ -263,7 +263,7 @@ def warm_step(core, ranks, size, step, seed):
 
 @pytest.mark.parametrize("step", [1e-1, 1e-2, 1e-3])
 @pytest.mark.parametrize("tol", [0.2, 0.1, 0.03, 0.01])
-def test_warm_cores(step, tol):
+def test_a_warm_core_keeps_the_bound_and_at_most_one_column_more(step, tol):
     """Cores in HOSVD form after a small step: within the bound, at most one column more than needed in any mode."""
     core, _, ranks, _ = truncate(CORES["large"], tol=tol)
     grown = warm_step(core, ranks, (128, 96, 3, 3), step, 5)

@@ -98,7 +98,7 @@ def test_a_saturated_parallel_step_is_done_again_with_the_full_gradient():
 
 @pytest.mark.parametrize("integrator", ["one_pass", "parallel", "two_pass", "standard"])
 @pytest.mark.parametrize("options", [{"basis_every": 3}, {"basis_every": 2, "rank_every": 2}], ids=str)
-def test_amortised_bases(integrator, options):
+def test_bases_and_ranks_move_on_their_own_steps_only(integrator, options):
     model = tdlrt.tuckerize(network(), ranks=0.4, min_features=0)
     optimizer = tdlrt.TDLRT(model, lr=0.3, momentum=0.9, tol=0.1, integrator=integrator, **options)
     layer = model[3]
@@ -119,7 +119,7 @@ def test_amortised_bases(integrator, options):
     assert optimizer.steps == 6
 
 
-def test_freezing_the_bases():
+def test_frozen_bases_leave_a_step_of_cores():
     problem = Quadratic(ranks=(3, 3, 2, 2))
     optimizer = tdlrt.TDLRT(problem.layer, lr=0.3, tol=0.05)
     problem.step(optimizer)
@@ -149,7 +149,7 @@ def test_clipping_by_the_augmented_norm(limit):
 
 
 @pytest.mark.parametrize("overflow", [False, True])
-def test_grad_scaler(overflow):
+def test_a_scaled_loss_gives_the_same_step(overflow):
     torch.manual_seed(0)
     model = nn.Sequential(tdlrt.TuckerLinear(12, 10, ranks=4), nn.ReLU(), nn.Linear(10, 3))
     twin = copy.deepcopy(model)

@@ -97,7 +97,7 @@ def test_core_gradient_is_the_projected_weight_gradient(geometry, modes):
 
 
 @pytest.mark.parametrize(("sizes_in", "sizes_out"), [(12, 10), ((3, 4), 10), (12, (2, 5)), ((3, 2, 2), (5, 2))])
-def test_linear(sizes_in, sizes_out):
+def test_full_rank_linear_equals_dense(sizes_in, sizes_out):
     torch.manual_seed(2)
     dense = nn.Linear(12, 10).double()
     layer = tdlrt.TuckerLinear.from_dense(dense, in_modes=sizes_in, out_modes=sizes_out)
@@ -226,7 +226,7 @@ def test_state_dict_of_another_layer_is_refused():
         target.load_state_dict(source.state_dict())
 
 
-def test_module_habits():
+def test_copies_and_pickles_are_layers_of_their_own():
     model = nn.Sequential(tdlrt.TuckerConv2d(3, 8, 3, ranks=2), nn.Flatten(), tdlrt.TuckerLinear(72, 4, ranks=3))
     x = torch.randn(2, 3, 5, 5)
     y = model(x)
@@ -264,7 +264,7 @@ def test_half_precision_is_for_inference():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
+def test_autocast_computes_in_its_dtype(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(tdlrt.TuckerConv2d(8, 8, 3, ranks=4), nn.Flatten(), tdlrt.TuckerLinear(8 * 9, 5, ranks=4))
     x = torch.randn(4, 8, 5, 5)
@@ -304,7 +304,7 @@ def test_replacing_data_forgets_the_old_gradient_shape():
         (lambda: tdlrt.TuckerConv2d(3, 4, 3)(torch.randn(2, 3, 2, 2)), ValueError, "smaller than the window"),
     ],
 )
-def test_bad_arguments(build, error, words):
+def test_bad_arguments_are_named(build, error, words):
     with pytest.raises(error, match=words):
         build()
 

@@ -91,7 +91,7 @@ def test_a_layer_frozen_at_first_is_trained_once_it_is_unfrozen():
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointed_activations(use_reentrant):
+def test_checkpointed_activations_give_the_same_steps(use_reentrant):
     """The forward pass of a checkpointed part runs twice, its backward pass once."""
     models = [network() for _ in range(2)]
     for checkpointed, model in enumerate(models):

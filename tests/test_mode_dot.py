@@ -110,7 +110,7 @@ def test_empty_sum_is_zero(backend):
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_derivatives(transpose, backend):
+def test_first_and_second_derivatives_are_exact(transpose, backend):
     x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     m = torch.randn(*((4, 5) if transpose else (5, 4)), dtype=torch.float64, requires_grad=True)
     function = lambda x, m: tk.mode_dot(x, m, 1, transpose)  # noqa: E731

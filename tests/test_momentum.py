@@ -56,7 +56,7 @@ def test_blocks_are_the_tangent_projection_in_the_new_directions():
 
 @pytest.mark.parametrize("smallest", [1e-3, 1e-6, 0.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_never_grows(dtype, smallest):
+def test_carried_momentum_never_grows(dtype, smallest):
     """Even where the core is nearly or exactly deficient; a zero core has no tangent directions but itself."""
     e, parts = augmented(dtype, smallest)
     for core in (e.core, torch.zeros_like(e.core)):

@@ -44,7 +44,7 @@ def test_any_shape_modes_and_layout(name, data):
 
 
 @pytest.mark.parametrize("ndim", [7, 8, 9, 10])
-def test_many_modes(ndim, backend):
+def test_any_number_of_modes_equals_einsum(ndim, backend):
     x = torch.randn([2, 3] * (ndim // 2) + [2] * (ndim % 2))
     check(x, random_matrices(x, range(ndim), [3, 2] * ndim), list(range(ndim)))
 
@@ -99,7 +99,7 @@ def test_order_is_the_cheapest_of_all(pairs):
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_derivatives(transpose, backend):
+def test_first_and_second_derivatives_are_exact(transpose, backend):
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     matrices = [m.double().requires_grad_() for m in random_matrices(x, [0, 2], [2, 3], transpose)]
     function = lambda x, *ms: tk.multi_mode_dot(x, ms, modes=[0, 2], transpose=transpose)  # noqa: E731

@@ -355,7 +355,7 @@ def test_orthogonality_after_a_thousand_float32_steps():
         ({"lr": 0.1, "on_nonfinite": "ignore"}, ValueError, "on_nonfinite is 'ignore'"),
     ],
 )
-def test_bad_arguments(options, error, words):
+def test_bad_arguments_are_named(options, error, words):
     with pytest.raises(error, match=words):
         tdlrt.TDLRT(network(), **options)
 

@@ -114,7 +114,7 @@ def moved(folder):
 
 
 @pytest.mark.long
-def test_torchrun(tmp_path):
+def test_torchrun_trains_with_two_processes(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tdlrt"]
     done = subprocess.run([*launch, "train", *QUICK, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,7 @@ def test_the_cut_is_nearly_the_best_of_all(seed):
         assert discarded(ranks) <= best + largest  # greedy: off by no more than one direction
 
 
-def test_layers_compete():
+def test_the_layer_that_loses_least_gives_up_its_directions():
     """Of two layers of one size, the one whose spectrum falls faster gives up its directions."""
     torch.manual_seed(0)
     model = nn.Sequential(tdlrt.TuckerLinear(16, 16, ranks=8), nn.Tanh(), tdlrt.TuckerLinear(16, 16, ranks=8)).double()
@@ -101,7 +101,7 @@ def test_layers_compete():
 
 @pytest.mark.parametrize("multiple", [2, 4])
 @pytest.mark.parametrize("budget", [None, 3000])
-def test_buckets(multiple, budget):
+def test_ranks_are_multiples_or_the_largest_offered(multiple, budget):
     model = tucker()
     optimizer = tdlrt.TDLRT(model, lr=0.3, tol=0.1, rank_multiple=multiple, budget=budget)
     seen = {layer.ranks for layer in optimizer.layers.values()}

@@ -142,7 +142,7 @@ def test_inline_is_for_one_pass(integrator):
         tdlrt.TDLRT(Layers(), lr=0.1, retain="inline", integrator=integrator)
 
 
-def test_memory():
+def test_a_step_peaks_below_dense_training():
     """At r = n/4 a step takes less than dense training, and inline hardly more than training the factors plainly."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 64, 3, padding=1)]

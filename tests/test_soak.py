@@ -34,7 +34,7 @@ def handles():
     ],
     ids=["deferred", "inline", "parallel"],
 )
-def test_soak(options):
+def test_ten_thousand_steps_stay_orthonormal(options):
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3, stride=2)),

@@ -54,7 +54,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installe
 
 
 @needs_triton
-def test_kernels(tmp_path):
+def test_kernels_in_the_interpreter(tmp_path):
     _kernel_tests(tmp_path)
 
 

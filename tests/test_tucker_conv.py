@@ -36,20 +36,20 @@ def check_against_oracle(problem, dtype, path, layout="contiguous", function=tk.
 @conv_problems
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_forward(problem, path, dtype, backend):
+def test_forward_equals_the_dense_convolution(problem, path, dtype, backend):
     check_against_oracle(problem, dtype, path)
 
 
 @pytest.mark.parametrize("name", ["padding", "every_number_differs", "sequence", "volume", "no_out_factor"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_half_precision(name, path, dtype, backend):
+def test_half_precisions_round_once(name, path, dtype, backend):
     check_against_oracle(BY_NAME[name], dtype, path)
 
 
 @conv_problems
 @pytest.mark.parametrize("path", PATHS)
-def test_gradients(problem, path, backend):
+def test_gradients_equal_those_of_the_dense_convolution(problem, path, backend):
     input, core, factors, bias = problem.operands()
     operands = [x if x is None else x.requires_grad_() for x in (input, core, bias, *factors)]
     y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path)
@@ -101,7 +101,7 @@ def test_gradients_in_lower_precision(dtype, path, backend):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["every_number_differs", "window_1x1", "empty_batch", "sequence", "volume"])
 @pytest.mark.parametrize("path", PATHS)
-def test_layouts(layout, name, path, backend):
+def test_any_layout_of_operands_gives_the_same(layout, name, path, backend):
     check_against_oracle(BY_NAME[name], torch.float64, path, layout)
 
 
@@ -123,7 +123,7 @@ def test_memory_format_is_kept(name, path, dtype, last, backend):
 
 
 @conv_problems
-def test_core_gradient(problem, backend):
+def test_core_gradient_is_the_dense_one_in_the_bases(problem, backend):
     """⟨∇_W L, ·⟩ projected on arbitrary bases is ∇_W L ×_i U_iᵀ with ∇_W L from autograd of the dense weight."""
     input, core, factors, _ = problem.operands()
     weight = oracles.tucker_to_tensor(core, factors)

@@ -98,7 +98,7 @@ def test_against_the_dense_convolution(problem, dtype):
 
 
 @pytest.mark.parametrize("problem", [*TILED, *SHARED], ids=str)
-def test_with_several_threads(problem, threads):
+def test_several_threads_give_the_same(problem, threads):
     check(problem, torch.float32)
 
 
@@ -124,7 +124,7 @@ def test_the_result_does_not_depend_on_threads(problem):
 
 
 @tiled
-def test_what_is_saved(problem):
+def test_only_needed_images_are_saved(problem):
     """z and t are the rank-space images of the reference, and nothing is kept where nothing is needed."""
     input, core, factors, bias = problem.operands(torch.float32)
     window = core.ndim - 2
@@ -227,7 +227,7 @@ def in_a_process_of_its_own(code, **environment):
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_every_instruction_set(isa):
+def test_every_instruction_set_equals_the_reference(isa):
     """The same tests with narrower vectors."""
     code = (
         f"assert tk.backends()['cpu'][1].endswith({isa!r}), tk.backends()['cpu']\n"

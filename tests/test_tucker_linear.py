@@ -27,7 +27,7 @@ def check_against_oracle(problem, dtype, path, function=tk.tucker_linear):
 @linear_problems
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_forward(problem, path, dtype, backend):
+def test_forward_equals_the_dense_layer(problem, path, dtype, backend):
     check_against_oracle(problem, dtype, path)
 
 
@@ -36,7 +36,7 @@ def test_forward(problem, path, dtype, backend):
     [(problem, path) for problem in LINEARS for path in PATHS if path != "fused" or len(problem.ranks) == 2],
     ids=str,
 )
-def test_gradients(problem, path, backend):
+def test_gradients_equal_those_of_the_dense_layer(problem, path, backend):
     input, core, factors, bias = problem.operands()
     operands = [x if x is None else x.requires_grad_() for x in (input, core, bias, *factors)]
     y = tk.tucker_linear(input, core, factors, bias, len(problem.outer), path)
@@ -60,7 +60,7 @@ def test_input_that_is_not_contiguous(path, backend):
 
 
 @linear_problems
-def test_core_gradient(problem, backend):
+def test_core_gradient_is_the_dense_one_in_the_bases(problem, backend):
     input, core, factors, _ = problem.operands()
     full = oracles.tucker_to_tensor(core, factors)
     grad = torch.randn(*problem.rows, torch.Size(problem.outer).numel(), dtype=torch.float64)

@@ -354,7 +354,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("call", "error", "message"), CASES, ids=[message[:60] for _, _, message in CASES])
-def test_wrong_argument(call, error, message):
+def test_a_wrong_argument_is_named(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as raised:
         call()
     assert raised.type is error
