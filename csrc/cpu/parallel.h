@@ -13,6 +13,7 @@ constexpr int64_t parallel_work = 1 << 19;
 
 struct Range {
   int64_t begin, end;
+  int64_t count() const { return end - begin; }
 };
 
 // The part of [0, size) that belongs to `index` of `count`: whole multiples of `grain`, nearly equal.

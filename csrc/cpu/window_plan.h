@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/simd/tucker_conv.h"
 
 namespace tk {
@@ -32,10 +33,6 @@ std::vector<Segment> convolution_segments(const Axis& axis);
 std::vector<Segment> transposed_segments(const Axis& axis);
 
 // The output positions for which tap `index` lies inside the image: [begin, end).
-struct Range {
-  int64_t begin, end;
-  int64_t count() const { return end - begin; }
-};
 Range tap_range(const Axis& axis, int64_t index);
 
 // When the core window works in Winograd tiles, measured: cycles per tile, for 36 products of two channels
