@@ -140,7 +140,8 @@ def output_size(size, window, stride, padding, dilation):
 
 def every_nth(image, stride):
     """A view of the pixels that a 1×1 window of this stride sees."""
-    return image[(slice(None), slice(None), *(slice(None, None, s) for s in stride))]
+    seen = (slice(None), slice(None), *(slice(None, None, s) for s in stride))
+    return image[seen]
 
 
 def _pointwise(matrix, ndim):
