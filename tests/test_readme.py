@@ -8,6 +8,8 @@ import tdlrt
 import torch
 from torch import nn
 
+import tucker_kernels as tk
+
 ROOT = Path(__file__).parents[1]
 README, GUIDE = (ROOT / "README.md").read_text(), (ROOT / "docs" / "guide.md").read_text()
 
@@ -69,6 +71,13 @@ def test_every_public_name_they_mention_exists():
     names = set(re.findall(r"\btdlrt\.([A-Za-z_]+)\(", README + GUIDE))
     assert names
     assert not [name for name in names if not hasattr(tdlrt, name)]
+
+
+def test_the_readme_mentions_everything_public():
+    names = {name for package in (tdlrt, tk) for name in package.__all__} - {
+        "Compression"
+    }  # what compression() returns
+    assert not [name for name in names if f"`{name}" not in README]
 
 
 def named_files(document):
