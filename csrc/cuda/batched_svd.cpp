@@ -7,12 +7,7 @@ namespace tk {
 
 tk_status batched_svd_plan(tk_dtype dtype, int32_t count, const tk_svd_problem* problems, void* workspace,
                            const Device& device, Plan* plan) {
-  const auto check = [](const tk_svd_problem& p) {
-    if (p.m < 0 || p.n < 0) return TK_INVALID_ARGUMENT;
-    if (std::min(p.m, p.n) > largest_factorization || std::max(p.m, p.n) >= largest_index)
-      return TK_UNSUPPORTED;
-    return TK_OK;
-  };
+  const auto check = [](const tk_svd_problem& p) { return check_matrix(p.m, p.n); };
   const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
     int32_t* flags = builder.initialised(std::vector<int32_t>(count));

@@ -2,6 +2,8 @@
 // workspace may be null when only its size is wanted.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/plan.h"
 #include "kernels/limits.h"
 #include "tucker_kernels_cuda.h"
@@ -11,6 +13,13 @@ namespace tk {
 // Rows, columns and flattened indices must stay below this (kernels count them in 32 bits, with room for a
 // tile).
 constexpr int64_t largest_index = (int64_t(1) << 31) - 4096;
+
+// Whether an m×n matrix can be factorised.
+inline tk_status check_matrix(int64_t m, int64_t n) {
+  if (m < 0 || n < 0) return TK_INVALID_ARGUMENT;
+  if (std::min(m, n) > largest_factorization || std::max(m, n) >= largest_index) return TK_UNSUPPORTED;
+  return TK_OK;
+}
 
 template <class Problem>
 using PlanFunction = tk_status(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,
