@@ -127,6 +127,7 @@ def tolerances(name, value, count):
 
 
 def choice(name, value, allowed):
+    """One of a few values, which is returned."""
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
     return value

@@ -10,6 +10,7 @@ from tdlrt.integrators import INTEGRATORS
 from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
+from tucker_kernels.validation import choice
 
 BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # The arguments with a few allowed values.
@@ -30,7 +31,7 @@ CAPTURABLE = {
 def check_options(capturable, **options):
     """Raises ValueError for an argument that is not allowed; see `TDLRT`."""
     for name, allowed in CHOICES.items():
-        _choice(name, options[name], allowed)
+        choice(name, options[name], allowed)
     for name, allowed in CAPTURABLE.items() if capturable else ():
         if options[name] not in allowed:
             raise ValueError(
@@ -55,7 +56,7 @@ def check_options(capturable, **options):
 def make_base(base, model, params, lr, momentum, weight_decay, capturable, options):
     """The base optimiser. Where a step is to be captured, Adam's counts its steps on the device."""
     if isinstance(base, str):
-        kind = BASES[_choice("base", base, tuple(BASES))]
+        kind = BASES[choice("base", base, tuple(BASES))]
     elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
         kind = base
     else:
@@ -112,12 +113,6 @@ def check_state(base):
     except Exception:  # whatever a user's class wants; the first step says the same
         return
     moving_entries(tried.state[matrix], matrix.shape)
-
-
-def _choice(name, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
-    return value
 
 
 def positive(name, value):

@@ -52,7 +52,10 @@ class Expansion:
         return cls(name, layer, layer.core.data, factors, list(factors), optimizer.momentum_group(layer.core))
 
     def direction(self, mode, gradient, optimizer_state):
-        """The direction a basis is to grow in: the factor's gradient, with its momentum where there is one."""
+        """The direction a basis is to grow in: the factor's gradient, with its momentum where there is one.
+
+        Both are kept for `advanced`, after the step.
+        """
         if self.group is None or self.core.shape[mode] == self.factors[mode].shape[0]:
             return gradient
         before = optimizer_state.get(self.layer.core, {}).get(momentum.OUTSIDE)

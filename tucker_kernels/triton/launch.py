@@ -6,6 +6,7 @@ import math
 import torch
 
 from tucker_kernels.triton.configs import default_kind
+from tucker_kernels.validation import choice
 
 PRECISIONS = ("tf32x3", "ieee", "tf32")
 
@@ -18,9 +19,7 @@ def dtype_kind(dtype, largest_rank, input_precision=None):
         raise TypeError(f"dtype is {dtype}; the Triton kernels take bfloat16, float16 and float32")
     if input_precision is None:
         return default_kind(largest_rank)
-    if input_precision not in PRECISIONS:
-        raise ValueError(f"input_precision is {input_precision!r}; allowed are {', '.join(map(repr, PRECISIONS))}")
-    return input_precision
+    return choice("input_precision", input_precision, PRECISIONS)
 
 
 def precision(kind):

@@ -24,6 +24,7 @@ import triton.language as tl
 from tucker_kernels.reference import output_size
 from tucker_kernels.triton import configs
 from tucker_kernels.triton.launch import alignment, dtype_kind, launch, needs_wide, precision
+from tucker_kernels.validation import choice
 
 ACTIVATIONS = (None, "relu", "silu")
 
@@ -141,8 +142,7 @@ def tucker_core_expand(
     B, C, IH, IW = z.shape
     R, N = (core.shape[1] if transposed else core.shape[0]), factor.shape[0]
     OH, OW = transposed_size if transposed else output_size((IH, IW), window, stride, padding, dilation)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; allowed are {', '.join(map(repr, ACTIVATIONS))}")
+    choice("activation", activation, ACTIVATIONS)
     like = {"dtype": z.dtype, "device": z.device, "memory_format": torch.channels_last}
     y = torch.empty((B, N, OH, OW), **like)
     t = torch.empty((B, R, OH, OW), **like) if save_intermediate else None

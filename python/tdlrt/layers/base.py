@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tucker_kernels as tk
+from tucker_kernels.validation import choice
 
 # modes="channels" | "all": which modes of the weight carry a factor.
 MODES = ("channels", "all")
@@ -139,8 +140,7 @@ class TuckerLayer(nn.Module):
     @classmethod
     def _truncated(cls, weight, ranks, tol, modes, method):
         """Core and factors of a dense weight by truncated HOSVD or HOOI, at ranks or to a relative tolerance."""
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; allowed are {', '.join(map(repr, METHODS))}")
+        choice("method", method, METHODS)
         modes = factorised_modes(modes, weight.ndim)
         if ranks is not None and tol is not None:
             raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
