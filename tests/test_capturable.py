@@ -276,3 +276,12 @@ def test_the_rest_is_refused_in_a_sentence(options, words):
         tdlrt.TDLRT(model_at(0.5), lr=0.1, capturable=True, **options)
     with pytest.raises(RuntimeError, match="capturable=True"):
         tdlrt.TDLRT(model_at(0.5), lr=0.1).compact()
+
+
+def test_ranks_in_use_before_the_first_step_and_of_layers_that_cannot_grow():
+    model = tdlrt.tuckerize(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 9)), ranks={"0": 3, "1": 9})
+    optimizer = tdlrt.TDLRT(model, lr=0.1, capturable=True)
+    assert optimizer.active_ranks() == tdlrt.ranks(model)
+    model(torch.randn(4, 12)).square().mean().backward()
+    optimizer.step()
+    assert set(optimizer.active_ranks()) == set(tdlrt.ranks(model))

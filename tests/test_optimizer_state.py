@@ -1,6 +1,7 @@
 """Copies, pickles and state dicts of the optimiser: whatever comes back goes on as if nothing had happened."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -8,6 +9,8 @@ import tdlrt
 import torch
 from tdlrt import momentum
 from torch import nn
+
+from tucker_kernels import cost_model
 
 OPTIONS = {
     "momentum": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3},
@@ -62,6 +65,55 @@ def test_a_copy_goes_on_by_itself(copied, kind):
     assert same(tensors(model, optimizer), tensors(twin, other))
     assert optimizer.steps == other.steps == 6
     assert optimizer.active_ranks() == other.active_ranks()
+
+
+def resumed_alike(run_on, make):
+    """Whether a run that was stored, loaded by a new process and went on ends where the run ends that just went on."""
+    model, optimizer = make()
+    run_on(model, optimizer, 4, 0)
+    stored = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, stored)
+    run_on(model, optimizer, 5, 4)
+    other, again = make()
+    stored.seek(0)
+    loaded = torch.load(stored, weights_only=True)
+    other.load_state_dict(loaded["model"])
+    again.load_state_dict(loaded["optimizer"])
+    run_on(other, again, 5, 4)
+    return same(tensors(model, optimizer), tensors(other, again))
+
+
+@pytest.mark.parametrize("retain", ["deferred", "inline"])
+def test_a_run_with_scaled_gradients_goes_on_bit_for_bit(retain):
+    """Inline, new directions are chosen by the scale of the step before."""
+
+    def run_on(model, optimizer, steps, start):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for step in range(start, start + steps):
+            x = torch.randn(4, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            scaler.scale(model(x).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    assert resumed_alike(run_on, lambda: made("momentum", retain=retain))
+
+
+def test_a_run_goes_on_by_the_paths_it_had(monkeypatch):
+    """A path stays until another is clearly faster, so what was fastest before has to come along."""
+    monkeypatch.setattr(cost_model, "HYSTERESIS", 0.99)
+    model, _ = made()
+    run(model, tdlrt.TDLRT(model, lr=0.1), 1)
+    fastest = model[3].chosen_paths[True]
+    other = next(path for path in cost_model.PATHS if path != fastest)
+
+    def run_on(model, optimizer, steps, start):
+        if start == 0:
+            model[3].chosen_paths[True] = other
+        run(model, optimizer, steps, start)
+        assert model[3].chosen_paths[True] == other
+
+    assert resumed_alike(run_on, made)
 
 
 def test_groups_and_schedulers_come_along():

@@ -184,9 +184,19 @@ class TDLRT(torch.optim.Optimizer):
     def _group_of(self):
         return {p: group for group in self.param_groups for p in group["params"]}
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of any torch optimiser, and the paths that layers chose, which stay until others are clearly faster."""
+        found = super().state_dict()
+        found["param_groups"][0]["paths"] = [
+            [layer.chosen_paths.get(training) for training in (True, False)] for layer in self.layers.values()
+        ]
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of any torch optimiser. Load the model first: ranks come from there."""
         super().load_state_dict(state_dict)
+        for layer, paths in zip(self.layers.values(), self.param_groups[0].pop("paths", ())):
+            layer.chosen_paths = {training: path for training, path in zip((True, False), paths) if path is not None}
         for group in self.param_groups:  # of an older release
             for name in ("tol", "steps", "bases_frozen"):
                 group.setdefault(name, self.defaults[name])
@@ -239,7 +249,8 @@ class TDLRT(torch.optim.Optimizer):
         """{layer name: ranks in use}; waits for the device where the optimiser is capturable."""
         if self.captured is None:
             return {name: layer.ranks for name, layer in self.layers.items()}
-        return {name: tuple(ranks.tolist()) for name, ranks in self.captured.ranks.items()}
+        active = {name: tuple(ranks.tolist()) for name, ranks in self.captured.ranks.items()}
+        return {name: active.get(name, layer.ranks) for name, layer in self.layers.items()}
 
     @torch.no_grad()
     def compact(self, multiple: int = 1) -> None:

@@ -18,6 +18,7 @@ from tdlrt import compiled
 from tdlrt.expansion import NonFiniteError, expand
 
 RETAIN = ("deferred", "inline")
+SCALE = "gradient_scale"  # in the state of a core, see `remember_scale`
 
 
 class KeptPairs:
@@ -31,7 +32,7 @@ class KeptPairs:
         self._pending = {layer: [] for layer in layers.values()}  # until the core accumulates
         self._contracted = {}
         self._missing = {}
-        self._scales = {}
+        self._inline = inline
         own = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
@@ -84,7 +85,9 @@ class KeptPairs:
             )
         with torch.no_grad():
             try:
-                (expansion,) = expand({name: layer}, self._optimizer(), self._scales.get(layer, 1.0))
+                optimizer = self._optimizer()
+                scale = optimizer.state.get(layer.core, {}).get(SCALE, 1.0)
+                (expansion,) = expand({name: layer}, optimizer, scale)
             except NonFiniteError:  # found again by the step, which says so or skips
                 return
             if expansion.grew:
@@ -95,10 +98,14 @@ class KeptPairs:
         """How many calls of the layer are kept."""
         return len(self._pairs[layer]) + len(self._pending[layer])
 
-    def remember_scale(self, layer, scale):
+    def remember_scale(self, e):
         """What gradients were multiplied by after the last backward pass, likely to be so again (loss scaling): a new
-        direction adds them to a momentum of the scale after. Rounding is dropped, which a resumed run does not have."""
-        self._scales[layer] = 1.0 if abs(scale - 1) < 1e-3 else scale
+        direction adds them to a momentum of the scale after. In the state of the core, for a run that goes on."""
+        if self._inline and e.group is not None:
+            state = self._optimizer().state[e.layer.core]
+            state.pop(SCALE, None)
+            if abs(e.scale - 1) >= 1e-3:  # less is rounding
+                state[SCALE] = e.scale
 
     def contracted(self, layer):
         """The `Contracted` of a layer that the backward pass has dealt with, or None."""

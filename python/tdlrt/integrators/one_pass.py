@@ -40,6 +40,8 @@ def from_pairs(optimizer, closure, contract, keep):
     refuse_nonfinite(
         [(f"{e.name}.core", e.core_gradient) for e in expansions] + optimizer.dense_gradients(), optimizer.reducer
     )
+    for e, _ in augmented:
+        optimizer.kept.remember_scale(e)
     enter(expansions, optimizer.state)
     for e in expansions:
         e.layer.core.grad = e.core_gradient
@@ -60,7 +62,6 @@ def _contracted(optimizer, layers, local, contract):
     settle(comparisons, optimizer.reducer)
     for c in comparisons:
         e = c.expansion
-        optimizer.kept.remember_scale(e.layer, e.scale)
         if done[e.name] is not None:  # gradients may have been scaled since the backward pass
             e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
             e.ahead.clear()

@@ -37,7 +37,7 @@ class TuckerLayer(nn.Module):
         super().__init__()
         self.weight_shape = tuple(weight_shape)
         self.path = "auto"
-        self._paths = {}  # what "auto" chose last
+        self.chosen_paths = {}  # by "auto", last: {whether gradients were wanted: path}
         self.train_bases = True
         modes = factorised_modes(modes, len(self.weight_shape))
         ranks = mode_ranks(ranks, self.weight_shape, modes)

@@ -69,7 +69,7 @@ class _TuckerConv(TuckerLayer):
         batched = input if input.ndim == self.dimensions + 2 else input.unsqueeze(0)
         x, core, bias, factors = self._operands(self._padded(batched))
         geometry = (self.stride, self._inner_padding, self.dilation)
-        y = tk.tucker_conv(x, core, factors, bias, *geometry, path=self.path, memory=self._paths)
+        y = tk.tucker_conv(x, core, factors, bias, *geometry, path=self.path, memory=self.chosen_paths)
         return y if batched is input else y.squeeze(0)
 
     def core_gradient(self, input, grad_output, factors, known=None):
