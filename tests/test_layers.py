@@ -221,9 +221,22 @@ def test_state_dict_of_another_rank_loads(modes):
 
 
 def test_state_dict_of_another_layer_is_refused():
-    source, target = tdlrt.TuckerConv2d(6, 8, 3, ranks=2), tdlrt.TuckerConv2d(6, 9, 3, ranks=2)
-    with pytest.raises(RuntimeError, match=r"bias|factors"):
-        target.load_state_dict(source.state_dict())
+    def conv(*sizes, ranks=2, **options):
+        return tdlrt.TuckerConv2d(*sizes, ranks=ranks, bias=False, **options)
+
+    for source, target, words in (
+        (conv(6, 8, 3), conv(6, 9, 3), "factors.0"),
+        (conv(6, 8, 3), conv(7, 8, 3, ranks=3), "factors.1"),
+        (conv(6, 8, 3), conv(6, 8, 5), "core"),
+        (conv(6, 8, 3), conv(6, 8, 3, modes="all"), "factors.2"),
+        (conv(6, 8, 3, modes="all"), conv(6, 8, 3), "factors.2"),
+        (tdlrt.TuckerLinear(6, 8, ranks=2), tdlrt.TuckerLinear(7, 8, ranks=2), "factors.1"),
+        (tdlrt.TuckerLinear(6, 8, ranks=2), conv(6, 8, 3), "core"),
+    ):
+        before = target.weight.detach().clone()
+        with pytest.raises(RuntimeError, match=words):
+            target.load_state_dict(source.state_dict())
+        assert target.weight.shape == before.shape
 
 
 def test_copies_and_pickles_are_layers_of_their_own():

@@ -115,12 +115,23 @@ class TuckerLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # A state dict carries its ranks in its shapes: take them over before torch compares sizes.
-        stored = [(self.core, "core")] + [(f, f"factors.{i}") for i, f in enumerate(self.factors) if f is not None]
-        for own, name in stored:
-            new = state_dict.get(prefix + name)
-            if new is not None and new.ndim == own.ndim and new.shape != own.shape:
-                replace_data(own, torch.empty_like(new, dtype=own.dtype, device=own.device))
+        core = state_dict.get(f"{prefix}core")
+        if core is not None and self._has_sizes(state_dict, prefix, core.shape):
+            shapes = core.shape, *zip(self.weight_shape, core.shape)
+            for own, shape in zip((self.core, *self.factors), shapes):
+                if own is not None and own.shape != shape:
+                    replace_data(own, own.new_empty(shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _has_sizes(self, state_dict, prefix, ranks):
+        """Whether a core of these ranks, and the factors stored with it, are those of a weight of this shape."""
+        if len(ranks) != len(self.weight_shape):
+            return False
+        for i, (n, r) in enumerate(zip(self.weight_shape, ranks)):
+            factor = state_dict.get(f"{prefix}factors.{i}")
+            if r != n if self.factors[i] is None else factor is None or tuple(factor.shape) != (n, r):
+                return False
+        return True
 
     def _operands(self, input):
         """Input, core, factors and bias, in autocast's dtype where it is on."""
