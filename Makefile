@@ -72,8 +72,8 @@ $(VENV)/test: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[test]'
 	touch $@
 
-$(VENV)/lint: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['lint'])")
+$(VENV)/lint: $(BIN)/python constraints.txt
+	$(INSTALL) ruff clang-format mypy
 	touch $@
 
 clean:

@@ -11,7 +11,7 @@ what the backward pass left.
 import torch
 
 import tucker_kernels as tk
-from tdlrt.expansion import Expansion, carried_states, enter
+from tdlrt.expansion import Expansion, carried_states, enter, rotated_bases
 from tdlrt.transport import corner
 
 # Directions that rounding alone put there are dropped also at tol=0: they have no orthonormal coordinates.
@@ -109,12 +109,8 @@ class CapturedStep:
         )
         finite.append(error.isfinite().all())
         P = [[None if p is None else p[:, :r] for p, r in zip(Ps, e.core.shape)] for e, Ps in zip(moved, projections)]
-        pairs = [(b, p) for e, Ps in zip(moved, P) for b, p in zip(e.bases, Ps) if p is not None]
-        rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))))
-        moves = [
-            (e, core.shape, Ps, [b if p is None else next(rotated) for b, p in zip(e.bases, Ps)])
-            for e, core, Ps in zip(moved, cores, P)
-        ]
+        bases = rotated_bases(list(zip(moved, P)))
+        moves = [(e, core.shape, *each) for e, core, *each in zip(moved, cores, P, bases)]
         for (e, *_, factors), core, rank, state in zip(moves, cores, ranks, carried_states(moves, o.state)):
             self.ranks[e.name] = rank[: core.ndim]
             new.append((e, core[corner(e.core.shape)], factors, state))

@@ -177,42 +177,58 @@ def truncate(rules, optimizer_state, choose=None):
     """
     errors, broken = {}, []
     for group in _by_rule(rules):
-        members = [e for e, _ in group]
-        kinds = [rule for _, rule in group]
-        arguments = {key: [rule[key] for rule in kinds] for key in kinds[0]}
-        mode = arguments.pop("tolerance_mode")[0]
-        chosen = choose is not None and "tol" in arguments
-        if chosen:  # rotates each core to HOSVD form, whole
-            everything = [[min(*pair) for pair in zip(e.shape, rule["max_rank"])] for e, rule in group]
-            arguments = {"tol": 0.0, "min_rank": everything, "max_rank": everything}
-        cores, projections, ranks, error = tk.hosvd_truncate(
-            [e.layer.core.data for e in members],
-            modes=[e.layer.modes for e in members],
-            tolerance_mode=mode,
-            **arguments,
-        )
         found = []
-        ranks, error = ranks.tolist(), error.tolist()
-        if chosen:
-            ranks, error = _choose(choose, group, cores, ranks, error)
-        for e, core, P, r, err in zip(members, cores, projections, ranks, error):
-            if err != err:
+        for e, core, projections, error in _truncated(group, choose):
+            if error != error:
                 e.leave(optimizer_state)
                 broken.append(e.name)
-                continue
-            errors[e.name] = err
-            found.append((e, core, [None if p is None else p[:, :k] for p, k in zip(P, r)]))
-        pairs = [(b, p) for e, _, P in found for b, p in zip(e.bases, P) if p is not None]
-        rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))) if pairs else ())
-        moves = [(e, c.shape, P, [b if p is None else next(rotated) for b, p in zip(e.bases, P)]) for e, c, P in found]
-        for (e, core, P), (*_, bases), state in zip(found, moves, carried_states(moves, optimizer_state)):
-            if state:
-                optimizer_state[e.layer.core] = state
-            ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, P)]
-            e.layer.assign(core[corner(ranks)].contiguous(), bases)
+            else:
+                errors[e.name] = error
+                found.append((e, core, projections))
+        _move(found, optimizer_state)
     if broken:
         raise NonFiniteError(f"the update made the core of {', '.join(broken)} NaN or Inf; those layers were put back")
     return errors
+
+
+def _truncated(group, choose):
+    """[(expansion, truncated core at its old size, projections cut to their ranks, error)] of one call."""
+    arguments = {key: [rule[key] for _, rule in group] for key in group[0][1]}
+    (mode,) = set(arguments.pop("tolerance_mode"))
+    by_choice = choose is not None and "tol" in arguments
+    if by_choice:  # rotates each core to HOSVD form, whole
+        most = [[min(*pair) for pair in zip(e.shape, rule["max_rank"])] for e, rule in group]
+        arguments = {"tol": 0.0, "min_rank": most, "max_rank": most}
+    members = [e for e, _ in group]
+    cores, projections, ranks, errors = tk.hosvd_truncate(
+        [e.layer.core.data for e in members], modes=[e.layer.modes for e in members], tolerance_mode=mode, **arguments
+    )
+    ranks, errors = ranks.tolist(), errors.tolist()
+    if by_choice:
+        ranks, errors = _choose(choose, group, cores, ranks, errors)
+    cut = [[None if p is None else p[:, :r] for p, r in zip(*each)] for each in zip(projections, ranks)]
+    return list(zip(members, cores, cut, errors))
+
+
+def _move(found, optimizer_state):
+    """Moves layers and their optimiser state to truncated points; found: [(expansion, core, projections)]."""
+    rotated = rotated_bases([(e, projections) for e, _, projections in found])
+    moves = [(e, core.shape, projections, bases) for (e, core, projections), bases in zip(found, rotated)]
+    for (e, core, projections), bases, state in zip(found, rotated, carried_states(moves, optimizer_state)):
+        if state:
+            optimizer_state[e.layer.core] = state
+        ranks = [n if p is None else p.shape[1] for n, p in zip(core.shape, projections)]
+        e.layer.assign(core[corner(ranks)].contiguous(), bases)
+
+
+def rotated_bases(projected):
+    """The augmented bases of each (expansion, projections) in the coordinates of these, one call for all.
+
+    A mode without a projection keeps its basis.
+    """
+    pairs = [(basis, p) for e, projections in projected for basis, p in zip(e.bases, projections) if p is not None]
+    rotated = iter(tk.rotate_bases(*map(list, zip(*pairs))) if pairs else ())
+    return [[b if p is None else next(rotated) for b, p in zip(e.bases, projections)] for e, projections in projected]
 
 
 def _choose(choose, group, cores, ranks, error):
