@@ -28,8 +28,10 @@ class KeptPairs:
     """
 
     def __init__(self, layers, optimizer, inline=False):
+        # Of each call (input, its version, grad_output), and its backward pass until the core accumulates.
         self._pairs = {layer: [] for layer in layers.values()}
-        self._pending = {layer: [] for layer in layers.values()}  # until the core accumulates
+        self._pending = {layer: [] for layer in layers.values()}
+        # Inline only: {layer: Contracted}, and {layer: (backward pass, parameters whose gradients are still to come)}.
         self._contracted = {}
         self._missing = {}
         self._inline = inline
