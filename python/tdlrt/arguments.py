@@ -7,6 +7,7 @@ from numbers import Real
 import torch
 
 from tdlrt.integrators import INTEGRATORS
+from tdlrt.layers import TuckerLayer
 from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
@@ -116,6 +117,7 @@ def check_state(base):
 
 
 def positive(name, value):
+    """An integer from 1 on, which is returned."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
     return value
@@ -127,11 +129,11 @@ def _check_tolerance(name, tol):
 
 
 def layer_tolerances(tol, layers):
+    """{layer: tolerance} where `tol` names every layer; else nothing, and the parameter groups have it."""
     if not isinstance(tol, dict):
         _check_tolerance("tol", tol)
         return {}
-    unknown = set(tol) - set(layers)
-    if unknown or set(tol) != set(layers):
+    if set(tol) != set(layers):
         raise ValueError(
             f"tol names {sorted(tol)}, but the Tucker layers are {sorted(layers)}; a dict must name every one of them"
         )
@@ -141,6 +143,7 @@ def layer_tolerances(tol, layers):
 
 
 def check_dtypes(layers):
+    """Raises TypeError for cores and factors of half precision: a step would be lost in their rounding."""
     for name, layer in layers.items():
         if layer.core.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -150,9 +153,30 @@ def check_dtypes(layers):
 
 
 def check_frozen(layers):
+    """Raises ValueError for a frozen core whose factors are trained."""
     for name, layer in layers.items():
         if not layer.core.requires_grad and any(f is not None and f.requires_grad for f in layer.factors):
             raise ValueError(
                 f"model: {name}.core is frozen, but its factors are not, and they move only with their core; freeze "
                 f"all of {name} (requires_grad_(False)) or only its factors"
             )
+
+
+def check_shared(model, layers):
+    """Raises ValueError where a Tucker parameter belongs to two layers: neither could move its bases alone."""
+    owners = {}
+    for name, layer in layers.items():
+        for parameter in set(layer.weight_parameters()):
+            owners.setdefault(parameter, []).append(name)
+    lists = {layer.factors for layer in layers.values()}
+    for name, module in model.named_modules():
+        if not isinstance(module, TuckerLayer) and module not in lists:
+            for parameter in module.parameters(recurse=False):
+                if parameter in owners:
+                    owners[parameter].append(name)
+    shared = next((names for names in owners.values() if len(names) > 1), None)
+    if shared:
+        raise ValueError(
+            f"model: {' and '.join(shared)} share a Tucker parameter; use one layer in both places, or tie dense "
+            "weights before tuckerize, which leaves them dense"
+        )

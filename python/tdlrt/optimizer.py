@@ -17,7 +17,7 @@ from tdlrt.integrators.parallel import redo, saturated
 from tdlrt.pairs import KeptPairs
 from tdlrt.rank_choice import RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
-from tdlrt.summary import refuse_shared, tucker_layers
+from tdlrt.summary import tucker_layers
 from tdlrt.transport import follow_dtype
 
 log = logging.getLogger("tdlrt")
@@ -121,7 +121,7 @@ class TDLRT(torch.optim.Optimizer):
         self._layer_tol = arguments.layer_tolerances(tol, self.layers)
         if not self.layers:
             log.warning("the model has no Tucker layers (see tdlrt.tuckerize); every parameter is stepped as by base")
-        refuse_shared(inner, self.layers)
+        arguments.check_shared(inner, self.layers)
         check_dtypes(self.layers)
         check_frozen(self.layers)
         self.reducer = reducer_for(model, self.layers, process_group)

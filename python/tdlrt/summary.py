@@ -47,26 +47,6 @@ def tucker_layers(model: torch.nn.Module) -> dict[str, TuckerLayer]:
     return {name: m for name, m in model.named_modules() if isinstance(m, TuckerLayer)}
 
 
-def refuse_shared(model, layers):
-    """Raises ValueError where a Tucker parameter belongs to two layers: neither could move its bases alone."""
-    owners = {}
-    for name, layer in layers.items():
-        for parameter in set(layer.weight_parameters()):
-            owners.setdefault(parameter, []).append(name)
-    lists = {layer.factors for layer in layers.values()}
-    for name, module in model.named_modules():
-        if not isinstance(module, TuckerLayer) and module not in lists:
-            for parameter in module.parameters(recurse=False):
-                if parameter in owners:
-                    owners[parameter].append(name)
-    shared = next((names for names in owners.values() if len(names) > 1), None)
-    if shared:
-        raise ValueError(
-            f"model: {' and '.join(shared)} share a Tucker parameter; use one layer in both places, or tie dense "
-            "weights before tuckerize, which leaves them dense"
-        )
-
-
 def ranks(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Ranks per layer: {name: one rank per mode}."""
     return {name: layer.ranks for name, layer in tucker_layers(model).items()}
