@@ -168,4 +168,5 @@ def _usable(name: str) -> bool:
 
 
 def implementation(operator: str, device: str, args: tuple | None = None) -> Callable:
+    """The function of the back end that `chosen` names."""
     return _implementations[chosen(operator, device, args)][operator]

@@ -59,6 +59,7 @@ class Together(Alone):
 
 
 def current():
+    """The processes of this run as they are now: `Alone`, or `Together` once joined."""
     return Together() if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else Alone()
 
 
@@ -68,6 +69,7 @@ def rank():
 
 
 def started_together():
+    """Whether `torchrun`, or what does as it does, started this process with others."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 

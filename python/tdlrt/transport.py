@@ -102,6 +102,7 @@ def _copied(state, moved):
 
 
 def pad_state(state, old_shape, new_shape):
+    """The state of a core whose bases grow: what moves with them, padded with zeros."""
     return _copied(state, {key: pad(state[key], new_shape) for key, _ in moving_entries(state, old_shape)})
 
 
