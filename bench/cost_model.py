@@ -50,7 +50,9 @@ def measure(dtype, threads, training, count, repeats):
     layers = {}
     with harness.threads(threads):
         for conv in shapes(count):
-            calls = {path: calibrate.call(path, conv, getattr(torch, dtype), training) for path in cost_model.PATHS}
+            calls = {
+                path: calibrate.layer_run(path, conv, getattr(torch, dtype), training) for path in cost_model.PATHS
+            }
             times = harness.compare(calls, repeats=repeats, min_time=0.0005)
             layers[_name(conv)] = " ".join(f"{1e6 * times[path]:.4g}" for path in cost_model.PATHS)
     return {"dtype": dtype, "threads": threads, "training": training, "layers": layers}

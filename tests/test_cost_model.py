@@ -179,7 +179,7 @@ def test_fit_finds_the_constants_that_made_the_times():
 def test_calibrate_measures_every_constant(monkeypatch):
     """Times are made up, in place of the layers' own."""
     monkeypatch.setattr(calibrate, "_seconds", lambda run: run)
-    monkeypatch.setattr(calibrate, "call", lambda path, conv, dtype, training: cost_model.seconds(path, conv))
+    monkeypatch.setattr(calibrate, "layer_run", lambda path, conv, dtype, training: cost_model.seconds(path, conv))
     before = torch.get_num_threads()
     found = calibrate.measure(["float32"])
     assert torch.get_num_threads() == before
@@ -189,7 +189,7 @@ def test_calibrate_measures_every_constant(monkeypatch):
 @pytest.mark.parametrize("path", cost_model.PATHS)
 def test_calibration_layers_run(path):
     for conv in calibrate.LAYERS[:3]:
-        calibrate.call(path, conv, torch.float32, True)()
+        calibrate.layer_run(path, conv, torch.float32, True)()
 
 
 def test_the_model_counts_tiles_where_the_kernel_uses_them():

@@ -43,7 +43,7 @@ LAYERS = (
 )
 
 
-def call(path, conv, dtype, training=False):
+def layer_run(path, conv, dtype, training=False):
     """A function that runs one layer: forward, or forward and backward."""
     x = torch.randn(conv.batch, conv.n_in, *conv.size, dtype=dtype).contiguous(memory_format=torch.channels_last)
     core = torch.randn(*conv.ranks, *conv.window, dtype=dtype) / (conv.ranks[1] * math.prod(conv.window)) ** 0.5
@@ -105,16 +105,16 @@ def _fit(samples, path, dtype):
     return cost_model.Rates(*logs.exp().tolist())
 
 
-def _seconds(call, repeats=7, least=0.0005):
-    call()
+def _seconds(run, repeats=7, least=0.0005):
+    run()
     start = time.perf_counter()
-    call()
+    run()
     count = max(1, math.ceil(least / (time.perf_counter() - start)))
     samples = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(count):
-            call()
+            run()
         samples.append((time.perf_counter() - start) / count)
     return statistics.median(samples)
 
@@ -131,7 +131,7 @@ def measure(dtypes=tuple(cost_model.DEFAULTS)):
                 for conv in LAYERS:
                     for path in cost_model.PATHS:
                         for training in (False, True):
-                            spent = _seconds(call(path, conv, getattr(torch, name), training))
+                            spent = _seconds(layer_run(path, conv, getattr(torch, name), training))
                             samples.append((path, conv, training, threads, spent))
             found[name] = fit(samples, name)
     finally:
