@@ -1,6 +1,8 @@
 """The integrators against each other and against what their papers promise."""
 
 import copy
+import importlib
+import itertools
 
 import pytest
 import tdlrt
@@ -213,3 +215,78 @@ def test_standard_takes_the_gradient_at_its_own_point_where_no_basis_can_grow(mo
             optimizer.step(closure)
         found.append(layer.weight.detach())
     assert torch.allclose(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("base", [{"momentum": 0.9}, {"base": "adam", "lr": 0.05}], ids=["sgd", "adam"])
+@pytest.mark.parametrize("change", ["clipped", "scaled"])
+def test_a_step_done_again_is_clipped_scaled_and_counted_once(change, base):
+    points = []
+    for integrator in ("one_pass", "parallel"):
+        problem = Quadratic(ranks=(1, 1, 1, 1))
+        how = {"max_grad_norm": 2.0} if change == "clipped" else {}
+        optimizer = tdlrt.TDLRT(problem.layer, **{"lr": 0.3, "tol": 0.0, "integrator": integrator, **how, **base})
+        for _ in range(2):
+            optimizer.zero_grad()
+            (problem.loss() * (64 if change == "scaled" else 1)).backward()
+            for p in problem.layer.parameters():
+                p.grad /= 64 if change == "scaled" else 1
+            if change == "clipped" and integrator == "one_pass":
+                # The norm that clips is that of the gradient tried first, where only one mode is new.
+                optimizer.clip = lambda expansions, own=optimizer: _clip_by_one_mode_blocks(own, expansions)
+            optimizer.step()
+        assert problem.layer.ranks == (4, 4, 3, 3)
+        state = optimizer.state[problem.layer.core]
+        points.append((problem.weight(), state.get("step")))
+    assert torch.allclose(points[0][0], points[1][0], rtol=0, atol=1e-9)
+    assert points[0][1] == points[1][1]
+
+
+def _clip_by_one_mode_blocks(optimizer, expansions):
+    for e in expansions:
+        tried = e.layer.core.grad.clone()
+        for modes in itertools.combinations(e.new_modes, 2):
+            tried[tuple(slice(r, None) if i in modes else slice(None) for i, r in enumerate(e.core.shape))] = 0
+        e.layer.core.grad *= (optimizer.max_grad_norm / (tried.norm() + 1e-6)).clamp(max=1.0)
+
+
+def test_a_step_is_not_done_again_with_a_gradient_that_is_not_finite(monkeypatch):
+    """The blocks that the first try leaves out may overflow alone: that try stands."""
+    parallel = importlib.import_module("tdlrt.integrators.parallel")  # the attribute of the package is the function
+    true = parallel.augmented_gradient
+
+    def overflowing(e, pairs):
+        gradient = true(e, pairs)
+        gradient[tuple(slice(r, None) for r in e.core.shape)] = torch.inf
+        return gradient
+
+    points = []
+    for redone in (False, True):
+        problem = Quadratic(ranks=(1, 1, 1, 1))
+        optimizer = tdlrt.TDLRT(problem.layer, lr=0.3, tol=0.0, integrator="parallel", momentum=0.9)
+        if redone:
+            monkeypatch.setattr(parallel, "augmented_gradient", overflowing)
+        else:
+            optimizer._redo_saturated = lambda expansions: None
+        problem.step(optimizer)
+        points.append(problem.weight())
+    assert torch.equal(*points)
+
+
+@pytest.mark.parametrize("integrator", ["one_pass", "parallel"])
+def test_no_activation_outlives_the_step(integrator):
+    model = tdlrt.tuckerize(network(), ranks=0.4, min_features=0)
+    optimizer = tdlrt.TDLRT(model, lr=0.1, integrator=integrator)
+    train(model, optimizer, batches(1))
+    assert [optimizer.kept.calls(layer) for layer in optimizer.layers.values()] == [0] * len(optimizer.layers)
+
+
+def test_ranks_adapt_on_every_so_many_th_step_of_the_bases():
+    problem = Quadratic(ranks=(4, 4, 3, 3))
+    core, factors = problem.layer.core.detach().clone(), [f.detach().clone() for f in problem.layer.factors]
+    optimizer = tdlrt.TDLRT(problem.layer, lr=0.1, tol=0.9, basis_every=3, rank_every=2)
+    changed = []
+    for _ in range(12):
+        problem.layer.assign(core.clone(), [f.clone() for f in factors])
+        problem.step(optimizer)
+        changed.append(problem.layer.ranks != (4, 4, 3, 3))
+    assert changed == [i % 6 == 0 for i in range(12)]
