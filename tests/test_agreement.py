@@ -109,3 +109,19 @@ def test_gradients_zeroed_in_place_after_an_abandoned_pass_are_refused_with_the_
     backward(model, batch(1))
     with pytest.raises(RuntimeError, match=r"zeroed in place: use the optimizer's zero_grad\(\)"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_a_penalty_is_refused_and_rounding_is_not(dtype):
+    for penalty in (0.0, 1.0):
+        model = network(dtype=torch.float32)
+        optimizer = tdlrt.TDLRT(model, lr=0.1)
+        x, y = batch(dtype=torch.float32)
+        with torch.autocast("cpu", dtype):
+            loss = nn.functional.cross_entropy(model(x), y)
+        (loss + penalty * model[6].weight.abs().sum()).backward()
+        if not penalty:
+            optimizer.step()
+            continue
+        with pytest.raises(RuntimeError, match=r"gradients of 6 .*two_pass"):
+            optimizer.step()

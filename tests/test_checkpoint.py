@@ -123,3 +123,17 @@ def test_a_folder_is_held_by_one_process_and_swept(tmp_path):
         assert "CheckpointError" in second.stderr
     third = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True)
     assert third.stdout == "held\n"
+
+
+def test_the_new_file_takes_the_place_of_the_old_in_one_step(tmp_path, monkeypatch):
+    """Who has the old one open still reads it; contents are on the disk before its name, its name before the end."""
+    path, events = tmp_path / "file", []
+    path.write_bytes(b"old")
+    for name in ("fsync", "replace"):
+        true = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, true=true: (events.append(name), true(*a))[1])
+    with open(path, "rb") as reader:
+        checkpoint.write_atomically(path, lambda file: file.write(b"new contents"))
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new contents"
+    assert events == ["fsync", "replace", "fsync"]

@@ -5,10 +5,11 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from tdlrt import checkpoint, cli, models
+from tdlrt import checkpoint, cli, export, models
 
 import tucker_kernels
 
@@ -234,3 +235,17 @@ def test_every_model_builds_and_runs():
         assert model(torch.rand(2, 3, size, size)).shape == (2, 10)
     lenet = models.build("lenet5", (1, 28, 28), 10, [0.1], [0.3])
     assert sum(p.numel() for p in lenet.parameters()) == 431_080  # Caffe's LeNet5
+
+
+def test_a_program_that_computes_something_else_is_not_written(capsys, trained, monkeypatch):
+    true = export.to_sequential
+
+    def wrong(model):
+        chain = true(model)
+        with torch.no_grad():
+            next(chain.parameters()).mul_(1.01)
+        return chain
+
+    monkeypatch.setattr(export, "to_sequential", wrong)
+    assert "differs from the network" in refused(capsys, "export", "run", "--out", "wrong.pt2", status=1)
+    assert not Path("wrong.pt2").exists()

@@ -350,3 +350,44 @@ def test_a_dense_model_is_not_compressed():
 def test_numpy_numbers_are_ranks():
     for given, expected in ((np.int64(3), 3), (np.float32(0.25), 4)):
         assert tdlrt.TuckerLinear(16, 16, ranks=given).ranks == (expected, expected)
+
+
+def test_a_layer_that_would_be_as_large_as_its_weight_stays_dense():
+    """At rank 4 of 8 a square weight of 64 numbers has 16 + 2·32 = 80; of 6×12 at rank 3, 9 + 54 = 63 of 72."""
+    layer = nn.Linear(12, 6, bias=False)
+    U, V = torch.linalg.qr(torch.randn(6, 4))[0], torch.linalg.qr(torch.randn(12, 4))[0]
+    sizes = {r: r * r + 18 * r for r in range(1, 5)}
+    assert sizes[3] < 72 < sizes[4]
+    for r in (3, 4):
+        with torch.no_grad():
+            layer.weight.copy_(U[:, :r] @ V[:, :r].T)
+        found = tdlrt.tuckerize(copy.deepcopy(layer), tol=1e-3, min_features=0)
+        assert isinstance(found, nn.Linear) == (r == 4)
+    exact = nn.Conv2d(6, 6, 1, bias=False)  # rank 1: 1 + 12 numbers
+    assert kinds(nn.Sequential(exact)) == set()
+    with torch.no_grad():
+        exact.weight.copy_(torch.ones(6, 6, 1, 1))
+    assert kinds(tdlrt.tuckerize(nn.Sequential(exact), tol=1e-3, min_features=0)) == {"0"}
+    equal = nn.Linear(2, 4, bias=False)  # rank 1: 1 + 2 + 4 = 7 numbers; rank 1 of 2×3 has as many as its weight, 6
+    with torch.no_grad():
+        equal.weight.fill_(1.0)
+    assert kinds(tdlrt.tuckerize(nn.Sequential(equal), tol=1e-3, min_features=0)) == {"0"}
+    equal = nn.Linear(2, 3, bias=False)
+    with torch.no_grad():
+        equal.weight.fill_(1.0)
+    assert kinds(tdlrt.tuckerize(nn.Sequential(equal), tol=1e-3, min_features=0)) == set()
+
+
+def test_a_name_comes_before_patterns():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    assert tdlrt.ranks(tdlrt.tuckerize(model, ranks={"*": 5, "1": 3})) == {"0": (5, 5), "1": (3, 3)}
+
+
+def test_orthogonality_is_that_of_the_worst_entry_of_all_factors():
+    model = tdlrt.tuckerize(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).double(), ranks=4)
+    assert tdlrt.orthogonality_error(model) < 1e-14
+    with torch.no_grad():
+        model[0].factors[0][:, 1] *= 1.5  # the diagonal becomes 2.25
+        model[1].factors[1][:, 0] += 0.5 * model[1].factors[1][:, 1]
+    assert tdlrt.orthogonality_error(model) == pytest.approx(1.25)
+    assert tdlrt.orthogonality_error(nn.Linear(2, 2)) == 0

@@ -138,6 +138,7 @@ BROKEN = {
     "empty": "",
     "half written": '{"rates": {"float32"',
     "another kind": "[1, 2]",
+    "no constants by dtype": '{"rates": [1, 2]}',
     "a constant missing": json.dumps({"rates": {"float32": GOOD | {"chain": {"rate": 1.0}}}}),
     "a path missing": json.dumps({"rates": {"float32": {"chain": GOOD["chain"]}}}),
     "of an older version": json.dumps({"rates": {"float32": {"chain": 9e10, "fused": 9e10, "launch": 1e-5}}}),
@@ -205,3 +206,28 @@ def test_the_model_counts_tiles_where_the_kernel_uses_them():
         y = tk.tucker_conv(x, core, [None] * 4, padding=1, path="fused")
         exact = torch.equal(y, torch.nn.functional.conv2d(x, core, padding=1))
         assert exact == (cost_model._window_products(conv) == 4 * cost_model._inside(conv)), (side, r)
+
+
+def test_a_file_that_cannot_be_read_is_ignored_with_one_warning(tmp_path):
+    with pytest.warns(UserWarning, match="cannot be read; the shipped constants are used") as caught:
+        assert cost_model.load(tmp_path) == cost_model.DEFAULTS  # a folder
+    assert len(caught) == 1
+
+
+def test_who_reads_while_constants_are_written_reads_the_old_ones(tmp_path):
+    path = tmp_path / "machine.json"
+    cost_model.save(cost_model.DEFAULTS, path)
+    old = path.read_text()
+    with open(path) as reader:
+        cost_model.save({"float32": cost_model.DEFAULTS["float32"]}, path)
+        assert reader.read() == old
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 2), (1, 3)])
+def test_taps_inside_are_those_that_meet_a_pixel(padding, stride, dilation):
+    size, window = (7, 9), (3, 2)
+    out = tuple((n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, window))
+    geometry = (window, (stride,) * 2, (padding,) * 2, (dilation,) * 2)
+    count = torch.nn.functional.conv2d(torch.ones(1, 1, *size), torch.ones(1, 1, *window), None, *geometry[1:]).sum()
+    assert cost_model._inside(cost_model.Conv(1, 1, 1, None, None, size, out, *geometry)) == int(count)

@@ -178,3 +178,16 @@ def test_it_is_clipped_with_the_gradients():
     assert clipped < plain
     for whole, part in zip(*(state[momentum.OUTSIDE] for state in kept)):
         assert torch.allclose(part, whole * (clipped / plain), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"dampening": 0.3}, {"maximize": True}, {"dampening": 0.3, "maximize": True}, {}])
+def test_what_is_kept_outside_is_what_sgd_would_keep(options):
+    p = torch.zeros(4, 3, requires_grad=True)
+    sgd = torch.optim.SGD([p], lr=0.0, momentum=0.9, **options)
+    m = None
+    for _ in range(3):
+        p.grad = torch.randn(4, 3)
+        gradient = p.grad.clone()
+        sgd.step()
+        m = momentum.advance(m, gradient, sgd.param_groups[0])
+        assert torch.allclose(m, sgd.state[p]["momentum_buffer"])

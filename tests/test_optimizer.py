@@ -7,6 +7,8 @@ import pytest
 import tdlrt
 import torch
 from quadratic import Quadratic
+from tdlrt.integrators.checks import refuse_nonfinite
+from tdlrt.reduction import LocalReducer
 from torch import nn
 
 
@@ -430,3 +432,23 @@ def test_a_step_at_learning_rate_zero_changes_no_weight_and_no_rank(lr):
     backward(model, batch())
     optimizer.step()
     assert tdlrt.ranks(model) != ranks
+
+
+def test_a_core_that_the_update_makes_infinite_is_put_back():
+    model = network(dtype=torch.float32)
+    optimizer = tdlrt.TDLRT(model, lr=1e38, momentum=0.9)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if n.split(".")[0] in ("3", "6")}
+    backward(model, batch(dtype=torch.float32), 1e6)
+    with pytest.raises(tdlrt.NonFiniteError, match=r"made the core of .* NaN or Inf; those layers were put back"):
+        optimizer.step()
+    after = dict(model.named_parameters())
+    put_back = [n for n in before if after[n].shape == before[n].shape and torch.equal(after[n], before[n])]
+    assert {n for n in before if "bias" not in n} <= set(put_back)
+    for layer in (model[3], model[6]):
+        assert not optimizer.state[layer.core]
+
+
+def test_gradients_whose_norm_overflows_are_finite():
+    refuse_nonfinite([("large", torch.full((9,), 1e30))], LocalReducer())
+    with pytest.raises(tdlrt.NonFiniteError, match=r"the gradient of bad holds"):
+        refuse_nonfinite([("large", torch.full((9,), 1e30)), ("bad", torch.tensor([1.0, torch.inf]))], LocalReducer())

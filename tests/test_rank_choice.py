@@ -120,7 +120,8 @@ def test_ranks_are_multiples_or_the_largest_offered(multiple, budget):
 
 
 def test_the_stated_error_is_the_real_one():
-    for options in ({"rank_multiple": 2, "tol": 0.6}, {"budget": 100, "tol": None}):
+    largest_first = {"rank_multiple": 2, "tol": 0.3, "max_rank": 5}
+    for options in ({"rank_multiple": 2, "tol": 0.6}, {"budget": 100, "tol": None}, largest_first):
         problem = Quadratic(ranks=(4, 4, 3, 3), target=random_tucker((9, 7, 3, 3), (5, 5, 3, 3), seed=2))
         twin = Quadratic(ranks=(4, 4, 3, 3), target=problem.target)
         optimizer = tdlrt.TDLRT(problem.layer, lr=0.3, **options)
@@ -184,3 +185,43 @@ def test_conditioning_draws_singular_values_together():
         values = torch.linalg.svdvals(problem.layer.core.detach().flatten(1))
         spreads.append(float(values[0] / values[-1]))
     assert spreads[1] < 0.8 * spreads[0]
+
+
+def test_layers_that_take_no_part_in_a_step_count_too():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = (tdlrt.TuckerLinear(12, 12, ranks=6, dtype=f64) for _ in range(2))
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    model = Two()
+    idle = sum(p.numel() for p in model.idle.parameters())
+    optimizer = tdlrt.TDLRT(model, lr=0.1, tol=None, budget=idle + 100)
+    model(torch.randn(30, 12, dtype=f64)).square().sum().backward()
+    optimizer.step()
+    assert model.idle.ranks == (6, 6)
+    assert tdlrt.compression(model).parameters <= idle + 100
+
+
+def test_without_competition_ranks_are_those_of_the_tolerance():
+    """RankChoice finds them from singular values, `hosvd_truncate` by itself."""
+    for mode in ("global", "per_mode"):
+        ranks = []
+        for options in ({}, {"budget": 10**9}):
+            problem = Quadratic(ranks=(4, 4, 3, 3), target=random_tucker((9, 7, 3, 3), (5, 5, 3, 3), seed=2))
+            optimizer = tdlrt.TDLRT(problem.layer, lr=0.3, tol=0.35, tolerance_mode=mode, **options)
+            for _ in range(3):
+                problem.step(optimizer)
+            ranks.append(problem.layer.ranks)
+        assert ranks[0] == ranks[1]
+        assert ranks[0] < (8, 7, 3, 3)
+
+
+def test_rounded_ranks_stay_below_the_product_of_the_others():
+    layer = tdlrt.TuckerConv2d(9, 12, (1, 2), ranks=(6, 3, 1, 2))
+    squares = [[4.0, 3.0, 2.0, 1.0, 1.0, 1.0], [12.0, 1e-9, 1e-9], [12.0], [6.0, 6.0]]
+    choose = RankChoice(layer, 1, None, "parameters", 1, "global")
+    assert choose([Spectrum(layer, squares, [1, 1, 1, 2], [6, 3, 1, 2], 0.01)]) == [(2, 1, 1, 2)]
