@@ -325,10 +325,10 @@ def test_a_half_precision_model_is_factorised_for_inference(dtype):
     ("options", "error", "words"),
     [
         ({"min_features": -1}, ValueError, "min_features is -1"),
-        ({"min_features": "8"}, ValueError, "min_features is '8'"),
+        ({"min_features": "8"}, TypeError, "min_features is '8'"),
         ({"modes": 2}, ValueError, "modes is 2; allowed"),
-        ({"ranks": True}, ValueError, "ranks is True; allowed"),
-        ({"ranks": "4"}, ValueError, "ranks is '4'; allowed"),
+        ({"ranks": True}, TypeError, "ranks is True; allowed"),
+        ({"ranks": "4"}, TypeError, "ranks is '4'; allowed"),
     ],
 )
 def test_bad_arguments_are_named(options, error, words):

@@ -72,6 +72,7 @@ CASES = [
     (lambda: tk.mode_dot(T, m(5, 3, **META), 1), ValueError, "matrix is on meta, but tensor is on cpu"),
     (lambda: tk.mode_dot(T, None, 1), TypeError, "matrix must be a tensor, got NoneType"),
     (lambda: tk.mode_dot(T, m(5, 3), 4), ValueError, "mode is 4; allowed are -3 to 2"),
+    (lambda: tk.mode_dot(T, m(5, 3), 1, "no"), TypeError, "transpose must be True or False, got 'no'"),
     # multi_mode_dot
     (lambda: tk.multi_mode_dot(T, m(3, 5, 2)), TypeError, "matrices must be a list of matrices, got Tensor"),
     (lambda: tk.multi_mode_dot(T, None), TypeError, "matrices must be a list of matrices, got NoneType"),
@@ -104,6 +105,14 @@ CASES = [
         "factors[1] is on meta, but core is on cpu",
     ),
     # tucker_conv
+    (
+        lambda: conv(stride=torch.tensor(3)),
+        TypeError,
+        "stride must be an integer or a sequence of integers, got Tensor",
+    ),
+    (lambda: conv(recompute=1), TypeError, "recompute must be True or False, got 1"),
+    (lambda: conv(memory="fused"), TypeError, "memory must be a dict or None, got str"),
+    (lambda: tk.gram_solve([CORE], 0, [m(2, 3)]), TypeError, "modes must be a sequence of integers, got int"),
     (lambda: conv(core=m(3, 2)), ValueError, "core has 2 modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5"),
     (lambda: conv(core=m(3, 2, 1, 1, 1, 1)), ValueError, "core has 6 modes; a 1-, 2- or 3-dimensional"),
     (lambda: conv(input=m(4, 8, 8)), ValueError, "input must have 4 dimensions, got shape (4, 8, 8)"),

@@ -110,6 +110,9 @@ def tucker_conv(
     stride, padding, dilation = _conv_geometry(input, core, stride, padding, dilation)
     check_factors("core", core, factors)
     validation.choice("path", path, ("auto", *cost_model.PATHS))
+    validation.flag("recompute", recompute)
+    if memory is not None and not isinstance(memory, dict):
+        raise TypeError(f"memory must be a dict or None, got {type(memory).__name__}")
     out_factor, in_factor, *window_factors = factors
     n_out = core.shape[0] if out_factor is None else out_factor.shape[0]
     n_in = core.shape[1] if in_factor is None else in_factor.shape[0]

@@ -316,6 +316,7 @@ def gram_solve(tensors: Sequence[Tensor], modes: Sequence[int], right_sides: Seq
     if not tensors:
         raise ValueError("tensors is empty; at least one tensor is needed")
     validation.matrices("right_sides", right_sides)
+    modes = validation.integers("modes", modes)
     for name, given in (("modes", modes), ("right_sides", right_sides)):
         if len(given) != len(tensors):
             raise ValueError(f"{name} has {len(given)} entries, but tensors has {len(tensors)}")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -41,6 +42,29 @@ def integer(name, value, low, high, of=""):
     return value
 
 
+def at_least(name, value, least):
+    """An integer from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        kind = ValueError if isinstance(value, Integral) and not isinstance(value, bool) else TypeError
+        raise kind(f"{name} is {value!r}; allowed are integers from {least} on")
+    return value
+
+
+def number(name, value, allowed, accepted):
+    """A real number that `accepted` says yes to; `allowed` says the same in words."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; allowed are {allowed}")
+    if not accepted(value):
+        raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
+    return value
+
+
+def flag(name, value):
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def mode(name, value, ndim):
     """An integer mode in [−ndim, ndim), returned in [0, ndim)."""
     if ndim == 0:
@@ -50,7 +74,7 @@ def mode(name, value, ndim):
 
 def integers(name: str, values: Any, minimum: int | None = None) -> list[int]:
     """A sequence of integers, each at least `minimum`, as a list."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+    if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
     found = list(values)
     for v in found:
@@ -67,7 +91,7 @@ def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
         if value < minimum:
             raise ValueError(f"{name} is {value}; allowed are integers from {minimum} on")
         return [value] * count
-    if isinstance(value, (bool, str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (bool, str, bytes, torch.Tensor)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be an integer or a sequence of integers, got {type(value).__name__}")
     values = integers(name, value, minimum)
     if len(values) != count:
@@ -78,6 +102,7 @@ def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
 def matrix_for_mode(name, value, tensor_, mode_, transpose, like):
     """A matrix whose columns (rows when transposed) match mode `mode_` of `tensor_`."""
     tensor(name, value, ndim=2, like=like)
+    flag("transpose", transpose)
     size = value.shape[0] if transpose else value.shape[1]
     if size != tensor_.shape[mode_]:
         side = "rows" if transpose else "columns"

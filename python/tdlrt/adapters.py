@@ -71,6 +71,7 @@ def adapter_state_dict(model: torch.nn.Module) -> dict[str, Any]:
     >>> torch.save(tdlrt.adapter_state_dict(model), "adapter.pt")
     >>> tdlrt.adapt(fresh_model).load_state_dict(torch.load("adapter.pt"), strict=False)
     """
+    check_module(model)
     names = [n for n, m in model.named_modules() if isinstance(m, TuckerAdapter)]
     prefixes = tuple(f"{name}.delta." if name else "delta." for name in names)
     return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from numbers import Real
+from collections.abc import Iterable
 
 import torch
 
@@ -11,7 +11,7 @@ from tdlrt.layers import TuckerLayer
 from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
-from tucker_kernels.validation import choice
+from tucker_kernels.validation import at_least, choice, number
 
 BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # The arguments with a few allowed values.
@@ -48,10 +48,9 @@ def check_options(capturable, **options):
     if max_rank is not None and max_rank < min_rank:
         raise ValueError(f"max_rank is {max_rank}, below min_rank={min_rank}")
     conditioning, norm = options["conditioning"], options["max_grad_norm"]
-    if not (isinstance(conditioning, (int, float)) and 0 <= conditioning < math.inf):
-        raise ValueError(f"conditioning is {conditioning!r}; allowed are numbers from 0 on")
-    if norm is not None and not (isinstance(norm, (int, float)) and norm > 0):
-        raise ValueError(f"max_grad_norm is {norm!r}; allowed are positive numbers or None")
+    number("conditioning", conditioning, "numbers from 0 on", _not_negative)
+    if norm is not None:
+        number("max_grad_norm", norm, "positive numbers or None", lambda value: value > 0)
 
 
 def make_base(base, model, params, lr, momentum, weight_decay, capturable, options):
@@ -63,8 +62,10 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     else:
         got = repr(base) if isinstance(base, type) else type(base).__name__
         raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {got}")
-    if isinstance(lr, bool) or not isinstance(lr, (Real, torch.Tensor)) or (isinstance(lr, Real) and not lr >= 0):
-        raise ValueError(f"lr is {lr!r}; allowed are numbers from 0 on")
+    if not isinstance(lr, torch.Tensor):
+        number("lr", lr, "numbers from 0 on", _not_negative)
+    number("momentum", momentum, "numbers from 0 on", _not_negative)
+    number("weight_decay", weight_decay, "numbers from 0 on", _not_negative)
     if kind is torch.optim.SGD:
         options = {"momentum": momentum, **options}
     elif momentum:
@@ -78,6 +79,8 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
             f"{', '.join(unknown)}: not among the arguments of TDLRT and of its base {kind.__name__}, which takes "
             f"{', '.join(accepted)}"
         )
+    if params is not None and (isinstance(params, (str, torch.Tensor)) or not isinstance(params, Iterable)):
+        raise TypeError(f"params must be parameters or groups of them, got {type(params).__name__}")
     params = list(model.parameters()) if params is None else list(params)
     return kind(params, lr=lr, weight_decay=weight_decay, **options)
 
@@ -118,14 +121,16 @@ def check_state(base):
 
 def positive(name, value):
     """An integer from 1 on, which is returned."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed are integers from 1 on")
-    return value
+    return at_least(name, value, 1)
+
+
+def _not_negative(value):
+    return 0 <= value < math.inf
 
 
 def _check_tolerance(name, tol):
-    if tol is not None and not (isinstance(tol, (int, float)) and 0 <= tol < 1):
-        raise ValueError(f"{name} is {tol!r}; allowed are numbers in [0, 1), or None for fixed ranks")
+    if tol is not None:
+        number(name, tol, "numbers in [0, 1), or None for fixed ranks", lambda value: 0 <= value < 1)
 
 
 def layer_tolerances(tol, layers):
@@ -135,7 +140,8 @@ def layer_tolerances(tol, layers):
         return {}
     if set(tol) != set(layers):
         raise ValueError(
-            f"tol names {sorted(tol)}, but the Tucker layers are {sorted(layers)}; a dict must name every one of them"
+            f"tol names {sorted(map(str, tol))}, but the Tucker layers are {sorted(layers)}; a dict must name every "
+            "one of them"
         )
     for name, value in tol.items():
         _check_tolerance(f"tol[{name!r}]", value)

@@ -3,7 +3,7 @@
 import copy
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,7 @@ from tdlrt.layers.base import Modes, Ranks
 from tdlrt.pairs import drop_recorders
 from tdlrt.reduction import ignore_in_ddp
 from tdlrt.summary import check_module, layer_parameters, tucker_layers
+from tucker_kernels.validation import at_least
 
 log = logging.getLogger("tdlrt")
 
@@ -58,6 +59,9 @@ def plan(model: nn.Module, skip: Sequence[str] = (), min_features: int = 8, embe
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
     check_module(model)
+    if isinstance(skip, (str, bytes)) or not isinstance(skip, Collection) or not all(isinstance(n, str) for n in skip):
+        raise TypeError(f"skip must be a sequence of names, got {skip!r}")
+    at_least("min_features", min_features, 0)
     kinds: dict[type[nn.Module], Any] = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
     decisions: list[Decision] = []
     blocked: list[str] = []
@@ -133,8 +137,8 @@ def tuckerize(
 
     Args:
         model: changed in place and returned (a model that is itself one layer is returned as a new one).
-        ranks: a fraction of each mode's size (float), a cap for every mode (int), a tuple, or a dict from layer name
-            (patterns as in `fnmatch` allowed) to one of these; layers a dict does not name keep full rank.
+        ranks: a fraction of each mode's full rank (float), a cap for every mode (int), a tuple, or a dict from layer
+            name (patterns as in `fnmatch` allowed) to one of these; layers a dict does not name keep full rank.
         tol: instead of `ranks`, the relative error each weight may have. With neither, ranks are full.
         keep_larger: with `tol`, a layer whose core and factors would hold no fewer numbers than its weight stays dense;
             True replaces it all the same. `ranks` are always taken as given.
@@ -164,10 +168,6 @@ def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
 
     make: returns the new layer, or a text that says why this one stays.
     """
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a sequence of names, got the string {skip!r}")
-    if isinstance(min_features, bool) or not isinstance(min_features, int) or min_features < 0:
-        raise ValueError(f"min_features is {min_features!r}; allowed are integers from 0 on")
     decisions = plan(model, skip, min_features, embeddings)
     if isinstance(ranks, dict):
         _check_names("ranks", ranks, decisions)
@@ -196,6 +196,7 @@ def prepare_ddp(model: Model) -> Model:
     `tuckerize` does this for the model it returns; call it where Tucker layers sit in a larger module. Returns
     the model.
     """
+    check_module(model)
     names = []
     for name, layer in model.named_modules():
         if isinstance(layer, TuckerLayer):
@@ -208,6 +209,8 @@ def prepare_ddp(model: Model) -> Model:
 def _check_names(argument, patterns, decisions):
     names = [d.name for d in decisions]
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument} names {pattern!r}; allowed are names of layers, and patterns")
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"{argument} names {pattern!r}, but no such layer exists; there are {', '.join(names)}")
 

@@ -128,6 +128,8 @@ def reducer_for(model, layers, process_group=None):
 
     Raises ValueError for a model whose wrapper would follow Tucker parameters.
     """
+    if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {type(process_group).__name__}")
     if not isinstance(model, DistributedDataParallel):
         return _for_bare_model(model, layers, process_group)
     if process_group is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tucker_kernels.validation import choice
+from tucker_kernels.validation import choice, number
 
 # modes="channels" | "all": which modes of the weight carry a factor.
 MODES = ("channels", "all")
@@ -158,8 +158,7 @@ class TuckerLayer(nn.Module):
         if tol is None:
             bounds = {"ranks": mode_ranks(ranks, weight.shape, modes)}
         else:
-            if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 <= tol < 1:
-                raise ValueError(f"tol is {tol!r}; allowed are numbers from 0 to below 1")
+            number("tol", tol, "numbers from 0 to below 1", lambda value: 0 <= value < 1)
             bounds = {"tol": tol}
         work = weight.detach()
         if work.is_meta:
@@ -241,7 +240,7 @@ def factorised_modes(modes, ndim):
 
 
 def mode_ranks(ranks, shape, modes):
-    """One feasible rank per mode: from None (full), a fraction of each mode, an integer cap, or a tuple of caps.
+    """One feasible rank per mode: from None (full), a fraction of those, an integer cap, or a tuple of caps.
 
     Only factorised modes are reduced. A rank never exceeds the product of the others.
     """
@@ -252,7 +251,8 @@ def mode_ranks(ranks, shape, modes):
     elif isinstance(ranks, Real) and not isinstance(ranks, bool):
         if not 0 < ranks <= 1:
             raise ValueError(f"ranks is {ranks}; a fraction must lie in (0, 1]")
-        wanted = [max(1, round(float(ranks) * n)) for n in shape]
+        full = feasible(shape, modes)
+        wanted = [max(1, round(float(ranks) * n)) for n in full]
     elif ranks is None:
         wanted = list(shape)
     else:
@@ -261,7 +261,8 @@ def mode_ranks(ranks, shape, modes):
             given = dict(zip(modes, wanted))
             wanted = [given.get(i, n) for i, n in enumerate(shape)]
         if len(wanted) != len(shape) or not all(isinstance(r, Integral) and r >= 1 for r in wanted):
-            raise ValueError(
+            kinds = isinstance(ranks, (tuple, list)) and all(isinstance(r, Integral) for r in ranks)
+            raise (ValueError if kinds else TypeError)(
                 f"ranks is {ranks!r}; allowed are a fraction in (0, 1], an integer, or one positive integer per mode "
                 f"({len(shape)}) or per factorised mode ({len(modes)})"
             )

@@ -116,9 +116,10 @@ def _linear_modes(modes):
 
 
 def _mode_sizes(name, value, product=None):
-    sizes = (value,) if isinstance(value, int) else tuple(value)
-    if not sizes or not all(isinstance(n, int) and n >= 1 for n in sizes):
-        raise ValueError(f"{name} is {value!r}; allowed are a positive integer or a tuple of them")
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes):
+        kind = ValueError if all(isinstance(n, int) and not isinstance(n, bool) for n in sizes) else TypeError
+        raise kind(f"{name} is {value!r}; allowed are a positive integer or a tuple of them")
     if product is not None and math.prod(sizes) != product:
         raise ValueError(f"{name} is {sizes}, whose product is {math.prod(sizes)}; the layer has {product} features")
     return sizes
