@@ -21,7 +21,7 @@ import torch
 from tdlrt import models
 
 import tucker_kernels as tk
-from tucker_kernels.backends import DEVICES
+from tucker_kernels.dispatch import DEVICES
 
 F = torch.nn.functional
 RIVAL = "torch"

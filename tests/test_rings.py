@@ -16,17 +16,17 @@ PYTHON = sorted((ROOT / "tucker_kernels").rglob("*.py"))
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
 ALLOWED = {  # inside tucker_kernels: which module may import which others; everything may import the table of back ends
     "native": set(),
-    "backends": {"native"},
+    "dispatch": {"native"},
     "validation": set(),
     "cost_model": {"native"},
-    "reference": {"backends"},
-    "cpu": {"backends", "native", "reference"},
-    "cpu_conv": {"backends", "cost_model", "cpu", "native", "reference"},
-    "cuda": {"backends", "native", "reference"},
-    "library": {"backends", "reference"},
+    "reference": {"dispatch"},
+    "cpu": {"dispatch", "native", "reference"},
+    "cpu_conv": {"dispatch", "cost_model", "cpu", "native", "reference"},
+    "cuda": {"dispatch", "native", "reference"},
+    "library": {"dispatch", "reference"},
     "functions": {"library", "reference"},
     "functional": {"functions", "library", "reference", "validation"},
-    "convolution": {"backends", "cost_model", "functional", "functions", "library", "reference", "validation"},
+    "convolution": {"dispatch", "cost_model", "functional", "functions", "library", "reference", "validation"},
     "linear": {"convolution", "cost_model", "functional", "functions", "library", "validation"},
 }
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tucker_kernels
-from tucker_kernels.backends import _predicates
+from tucker_kernels.dispatch import _predicates
 from tucker_kernels.triton import configs
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from tolerances import assert_close
 
 import tucker_kernels as tk
 from tucker_kernels import cost_model
-from tucker_kernels.backends import _log_refusal
+from tucker_kernels.dispatch import _log_refusal
 from tucker_kernels.library import ops
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))

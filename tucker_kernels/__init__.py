@@ -6,8 +6,8 @@ from tucker_kernels import cpu_conv as _cpu_conv  # noqa: F401
 from tucker_kernels import cuda as _cuda  # noqa: F401
 from tucker_kernels import functions
 from tucker_kernels import triton as _triton  # noqa: F401 - registers the Triton back end; triton itself comes later
-from tucker_kernels.backends import backends, use_backend
 from tucker_kernels.convolution import tucker_conv, tucker_conv_core_grad
+from tucker_kernels.dispatch import backends, use_backend
 from tucker_kernels.functional import (
     batched_qr,
     batched_svd,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tucker_kernels import cost_model, reference, validation
-from tucker_kernels.backends import chosen
+from tucker_kernels.dispatch import chosen
 from tucker_kernels.functional import Factors, check_bias, check_factors, multiply, needs_gradient
 from tucker_kernels.functions import EveryNth, TuckerConv
 from tucker_kernels.library import call, ops

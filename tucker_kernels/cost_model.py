@@ -25,7 +25,7 @@ import torch
 
 from tucker_kernels.native import native_module
 
-_C, _ = native_module()  # `backends` says why it is None
+_C, _ = native_module()  # `backends()` says why it is None
 PATHS = ("chain", "fused", "reconstruct")
 # By which the compiled kernel decides whether to work in tiles; None: never.
 TILES = None if _C is None else _C.tile_costs()

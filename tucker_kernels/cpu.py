@@ -10,7 +10,7 @@ import math
 import torch
 
 from tucker_kernels import reference
-from tucker_kernels.backends import implements
+from tucker_kernels.dispatch import implements
 from tucker_kernels.native import CODES, MAX_MODES, native_module, widened
 
 _C, _ = native_module()

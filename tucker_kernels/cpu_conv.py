@@ -6,8 +6,8 @@ The kernel reads and writes channels-last images; others are converted here. Seq
 import torch
 
 from tucker_kernels import cost_model, reference
-from tucker_kernels.backends import implements
 from tucker_kernels.cpu import multi_mode_dot
+from tucker_kernels.dispatch import implements
 from tucker_kernels.native import CODES, native_module
 
 _C, _ = native_module()

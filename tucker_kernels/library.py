@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from tucker_kernels import reference
-from tucker_kernels.backends import implementation
+from tucker_kernels.dispatch import implementation
 
 NAMESPACE = "tucker_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from tucker_kernels.backends import implements
+from tucker_kernels.dispatch import implements
 
 # ---- multilinear algebra (Kolda & Bader, "Tensor decompositions and applications", 2009) ------------------
 

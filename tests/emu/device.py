@@ -1,12 +1,9 @@
 """The CUDA back end on host memory: its wrappers, bindings, launch plans and kernels, over the executor of csrc/emu."""
 
 import ctypes
-import importlib
 
 from emu import emulator
-from tucker_kernels import cuda, native
-
-backends = importlib.import_module("tucker_kernels.backends")  # the attribute of the package is the function
+from tucker_kernels import cuda, dispatch, native
 
 
 class Emulated:
@@ -29,6 +26,6 @@ def install(monkeypatch):
     """Until the end of the test, operators on host tensors go to the emulated CUDA back end."""
     monkeypatch.setattr(cuda, "_C", Emulated())
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)
-    monkeypatch.setitem(backends.ORDER, "cpu", ("cuda", "reference"))
-    monkeypatch.setitem(backends.DEVICES, "cuda", ("cpu", "cuda"))
-    monkeypatch.setattr(backends, "_usable", lambda name: name in ("cuda", "reference"))
+    monkeypatch.setitem(dispatch.ORDER, "cpu", ("cuda", "reference"))
+    monkeypatch.setitem(dispatch.DEVICES, "cuda", ("cpu", "cuda"))
+    monkeypatch.setattr(dispatch, "_usable", lambda name: name in ("cuda", "reference"))

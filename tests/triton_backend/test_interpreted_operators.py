@@ -14,7 +14,7 @@ from tolerances import assert_close
 
 import tucker_kernels
 from tucker_kernels import reference
-from tucker_kernels.backends import _log_refusal
+from tucker_kernels.dispatch import _log_refusal
 from tucker_kernels.functions import TuckerConv
 from tucker_kernels.triton import configs, costs, operators
 from tucker_kernels.triton import project_accumulate as project_module

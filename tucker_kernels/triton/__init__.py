@@ -1,6 +1,6 @@
 """The `triton` back end: kernels for the large, data-sized operators. Triton is imported at the first call, not here.
 
-Each operator is registered with a predicate that says why a call cannot run here; `backends.py` logs the reason and
+Each operator is registered with a predicate that says why a call cannot run here; `dispatch.py` logs the reason and
 asks the next back end. The kernels themselves are functions of the modules of the same names:
 
     tucker_core_expand    core convolution and 1×1 expansion in one kernel, forward and data gradient
@@ -11,7 +11,7 @@ asks the next back end. The kernels themselves are functions of the modules of t
 
 import torch
 
-from tucker_kernels.backends import implements
+from tucker_kernels.dispatch import implements
 from tucker_kernels.triton.configs import MAX_RANK
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tucker_kernels as tk
-from tucker_kernels.backends import DEVICES, NAMES, ORDER, chosen, implementation, implements
+from tucker_kernels.dispatch import DEVICES, NAMES, ORDER, chosen, implementation, implements
 from tucker_kernels.native import CALLED, MAX_MODES, native_module
 
 X, M = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
