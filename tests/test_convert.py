@@ -326,7 +326,7 @@ def test_a_half_precision_model_is_factorised_for_inference(dtype):
     [
         ({"min_features": -1}, ValueError, "min_features is -1"),
         ({"min_features": "8"}, TypeError, "min_features is '8'"),
-        ({"modes": 2}, ValueError, "modes is 2; allowed"),
+        ({"modes": 2}, TypeError, "modes is 2; allowed"),
         ({"ranks": True}, TypeError, "ranks is True; allowed"),
         ({"ranks": "4"}, TypeError, "ranks is '4'; allowed"),
     ],

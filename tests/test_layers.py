@@ -315,6 +315,10 @@ def test_replacing_data_forgets_the_old_gradient_shape():
         (lambda: tdlrt.TuckerLinear.from_dense(nn.Linear(6, 4), in_modes=(2, 2)), ValueError, "in_modes"),
         (lambda: tdlrt.TuckerConv2d(3, 4, 3)(torch.randn(2, 5, 8, 8)), ValueError, "5 channels"),
         (lambda: tdlrt.TuckerConv2d(3, 4, 3)(torch.randn(2, 3, 2, 2)), ValueError, "smaller than the window"),
+        (
+            lambda: tdlrt.TuckerGroupedConv([tdlrt.TuckerConv1d(1, 2, 3)] * 3)(torch.randn(2, 2, 8)),
+            *(ValueError, r"input has shape \(2, 2, 8\); its dimension -2 must be 3"),
+        ),
     ],
 )
 def test_bad_arguments_are_named(build, error, words):

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -359,6 +360,13 @@ CASES = [
     ),
     # use_backend
     (lambda: tk.use_backend("gpu"), ValueError, "name must be one of reference, cpu, cuda, triton or None, got 'gpu'"),
+    (lambda: tk.use_backend(3), TypeError, "name must be one of reference, cpu, cuda, triton or None, got int"),
+    # texts and values of another kind
+    (lambda: conv(path=None), TypeError, "path is None; allowed are 'auto', 'chain', 'fused', 'reconstruct'"),
+    (lambda: linear(path=np.ones(2)), TypeError, "path is ndarray; allowed are 'auto', 'chain'"),
+    (lambda: tk.hosvd_truncate([T], tol=0.1, tolerance_mode=T), TypeError, "tolerance_mode is Tensor; allowed are"),
+    (lambda: tk.hosvd_truncate([T], tol=0.1, ranks=T), ValueError, "tol is 0.1 and ranks is Tensor"),
+    (lambda: tk.mode_dot(T, m(5, 3), 1, T), TypeError, "transpose must be True or False, got Tensor"),
 ]
 
 
@@ -419,3 +427,25 @@ def test_what_is_not_finite_is_seen_in_the_result(value, backend):
     assert ranks.tolist() == [[2, 3, 4]]
     assert error.isnan().all()
     assert all(torch.equal(p, torch.eye(n, dtype=p.dtype)) for p, n in zip(projections[0], x.shape))
+
+
+def test_numpy_scalars_are_numbers():
+    """Sizes, modes, ranks and tolerances that were computed with numpy."""
+    two, generator = np.int64(2), torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, generator=generator)
+    assert torch.equal(tk.unfold(x, two), tk.unfold(x, 2))
+    assert torch.equal(tk.fold(m(5, 12), two, (np.int64(3), np.int32(4), 5)), m(3, 4, 5))
+    assert tk.mode_dot(x, m(7, 5), two).shape == (3, 4, 7)
+    assert tk.multi_mode_dot(x, [m(7, 5), m(2, 3)], modes=[two, np.int8(0)], skip=np.int64(1)).shape == (3, 4, 7)
+    assert conv(stride=two, padding=(two, 1), dilation=np.int64(1)).shape == (1, 5, 5, 4)
+    assert conv_core_grad(window=(np.int64(3), 3), known=(np.int64(1), 1)).shape == (3, 2, 3, 3)
+    assert linear(out_modes=np.int64(1)).shape == (7, 5)
+    for bounds in ({"ranks": (two, 3, two)}, {"tol": np.float32(0.5), "min_rank": two, "max_rank": two}):
+        found = tk.hosvd_truncate([x], modes=(np.int64(0), two), **bounds)[2]
+        assert found.tolist() == [[2, 4, 2]]
+
+
+def test_modes_that_can_be_read_once_count_for_every_core():
+    _, projections, ranks, _ = tk.hosvd_truncate([m(3, 3) + 1, m(3, 3) + 1], tol=0.1, modes=(i for i in (0, 1)))
+    assert [[p is None for p in row] for row in projections] == [[False, False]] * 2
+    assert ranks.tolist() == [[1, 1]] * 2

@@ -110,13 +110,15 @@ class use_backend:  # noqa: N801 - reads as a function, and is one
 
     Raises:
         ValueError: `name` is not a back end, or that back end cannot run here; the message says why.
+        TypeError: `name` is neither a text nor None.
     """
 
     def __init__(self, name: str | None):
         global _preferred
         if name is not None:
-            if name not in NAMES:
-                raise ValueError(f"name must be one of {', '.join(NAMES)} or None, got {name!r}")
+            if not isinstance(name, str) or name not in NAMES:
+                kind, got = (ValueError, repr(name)) if isinstance(name, str) else (TypeError, type(name).__name__)
+                raise kind(f"name must be one of {', '.join(NAMES)} or None, got {got}")
             available, reason = backends()[name]
             if not available:
                 raise ValueError(f"name: back end {name!r} cannot run here: {reason}")

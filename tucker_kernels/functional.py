@@ -223,7 +223,10 @@ def hosvd_truncate(
             raise ValueError(f"cores[{i}] has shape {tuple(core.shape)}; every mode needs a positive size")
     validation.choice("tolerance_mode", tolerance_mode, TOLERANCE_MODES)
     if (tol is None) == (ranks is None):
-        raise ValueError(f"give either tol or ranks: tol is {tol} and ranks is {ranks}")
+        given = f"tol is {validation.shown(tol)} and ranks is {validation.shown(ranks)}"
+        raise ValueError(f"give either tol or ranks: {given}")
+    if modes is not None and not isinstance(modes, (list, tuple)):
+        modes = validation.integers("modes", modes)
     flags = [_mode_flags(i, core, modes, len(cores)) for i, core in enumerate(cores)]
     if tol is None:
         lower = upper = _bounds("ranks", ranks, cores)
@@ -252,7 +255,7 @@ def _mode_flags(index, core, modes, count):
     if modes is None:
         return [True] * core.ndim
     own = modes
-    if isinstance(modes, (list, tuple)) and len(modes) and not isinstance(modes[0], int):
+    if isinstance(modes, (list, tuple)) and len(modes) and not isinstance(modes[0], validation.INTEGER):
         if len(modes) != count:
             raise ValueError(f"modes has {len(modes)} entries, but there are {count} cores")
         own = modes[index]

@@ -5,15 +5,27 @@ from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FULL = (torch.float32, torch.float64)
-INTEGER = (int, torch.SymInt)  # sizes are symbolic while torch traces
+INTEGER = (int, np.integer, torch.SymInt)  # sizes are symbolic while torch traces
+NUMBERS = (int, float, np.integer, np.floating)
 
 
 def _names(dtypes):
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def shown(value):
+    """A value as errors name it: a tensor or an array would fill lines."""
+    return type(value).__name__ if isinstance(value, (torch.Tensor, np.ndarray)) else repr(value)
+
+
+def _plain(value):
+    """numpy's integers as Python's, which operators want."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
@@ -39,30 +51,31 @@ def integer(name, value, low, high, of=""):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; allowed are {low} to {high}{of}")
-    return value
+    return _plain(value)
 
 
 def at_least(name, value, least):
     """An integer from `least` on."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         kind = ValueError if isinstance(value, Integral) and not isinstance(value, bool) else TypeError
-        raise kind(f"{name} is {value!r}; allowed are integers from {least} on")
-    return value
+        raise kind(f"{name} is {shown(value)}; allowed are integers from {least} on")
+    return _plain(value)
 
 
 def number(name, value, allowed, accepted):
     """A real number that `accepted` says yes to; `allowed` says the same in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; allowed are {allowed}")
+        raise TypeError(f"{name} is {shown(value)}; allowed are {allowed}")
     if not accepted(value):
-        raise ValueError(f"{name} is {value!r}; allowed are {allowed}")
+        raise ValueError(f"{name} is {value}; allowed are {allowed}")
     return value
 
 
 def flag(name, value):
-    """True or False."""
+    """True or False, which is returned."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return value
 
 
 def mode(name, value, ndim):
@@ -79,10 +92,10 @@ def integers(name: str, values: Any, minimum: int | None = None) -> list[int]:
     found = list(values)
     for v in found:
         if isinstance(v, bool) or not isinstance(v, INTEGER):
-            raise TypeError(f"{name} must hold integers, got {v!r}")
+            raise TypeError(f"{name} must hold integers, got {shown(v)}")
         if minimum is not None and v < minimum:
             raise ValueError(f"{name} is {tuple(found)}; allowed are integers from {minimum} on")
-    return found
+    return [_plain(v) for v in found]
 
 
 def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
@@ -90,7 +103,7 @@ def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
     if isinstance(value, INTEGER) and not isinstance(value, bool):
         if value < minimum:
             raise ValueError(f"{name} is {value}; allowed are integers from {minimum} on")
-        return [value] * count
+        return [_plain(value)] * count
     if isinstance(value, (bool, str, bytes, torch.Tensor)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be an integer or a sequence of integers, got {type(value).__name__}")
     values = integers(name, value, minimum)
@@ -138,21 +151,22 @@ def bases(name, values, sizes, like):
 
 def tolerances(name, value, count):
     """A finite number from 0 on, or one per core, as a list of floats."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
+    if isinstance(value, bool) or not isinstance(value, (*NUMBERS, list, tuple)):
         raise TypeError(f"{name} must be a number or one per core, got {type(value).__name__}")
-    values = [value] * count if isinstance(value, (int, float)) else list(value)
+    values = [value] * count if isinstance(value, NUMBERS) else list(value)
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} entries, but there are {count} cores")
     for v in values:
-        if isinstance(v, bool) or not isinstance(v, (int, float)):
-            raise TypeError(f"{name} must hold numbers, got {v!r}")
+        if isinstance(v, bool) or not isinstance(v, NUMBERS):
+            raise TypeError(f"{name} must hold numbers, got {shown(v)}")
         if not 0 <= v < math.inf:
             raise ValueError(f"{name} is {value}; allowed are finite numbers from 0 on")
     return [float(v) for v in values]
 
 
 def choice(name, value, allowed):
-    """One of a few values, which is returned."""
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
-    return value
+    """One of a few texts (or None, where that is among them), which is returned."""
+    if isinstance(value, (str, type(None))) and value in allowed:
+        return value
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"{name} is {shown(value)}; allowed are {', '.join(map(repr, allowed))}")

@@ -11,7 +11,7 @@ from tdlrt.layers import TuckerLayer
 from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
-from tucker_kernels.validation import at_least, choice, number
+from tucker_kernels.validation import at_least, choice, flag, number
 
 BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # The arguments with a few allowed values.
@@ -30,7 +30,8 @@ CAPTURABLE = {
 
 
 def check_options(capturable, **options):
-    """Raises ValueError for an argument that is not allowed; see `TDLRT`."""
+    """Raises ValueError or TypeError for an argument that is not allowed; see `TDLRT`."""
+    flag("capturable", capturable)
     for name, allowed in CHOICES.items():
         choice(name, options[name], allowed)
     for name, allowed in CAPTURABLE.items() if capturable else ():
@@ -66,6 +67,10 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
         number("lr", lr, "numbers from 0 on", _not_negative)
     number("momentum", momentum, "numbers from 0 on", _not_negative)
     number("weight_decay", weight_decay, "numbers from 0 on", _not_negative)
+    for name in {"nesterov", "maximize"} & set(options):
+        flag(name, options[name])
+    if "dampening" in options:  # torch takes anything
+        number("dampening", options["dampening"], "numbers from 0 on", _not_negative)
     if kind is torch.optim.SGD:
         options = {"momentum": momentum, **options}
     elif momentum:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from tdlrt.layers import (
     TuckerAdapter,
@@ -23,7 +23,7 @@ from tdlrt.layers.base import Modes, Ranks
 from tdlrt.pairs import drop_recorders
 from tdlrt.reduction import ignore_in_ddp
 from tdlrt.summary import check_module, layer_parameters, tucker_layers
-from tucker_kernels.validation import at_least
+from tucker_kernels.validation import at_least, flag, shown
 
 log = logging.getLogger("tdlrt")
 
@@ -59,9 +59,11 @@ def plan(model: nn.Module, skip: Sequence[str] = (), min_features: int = 8, embe
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
     check_module(model)
-    if isinstance(skip, (str, bytes)) or not isinstance(skip, Collection) or not all(isinstance(n, str) for n in skip):
-        raise TypeError(f"skip must be a sequence of names, got {skip!r}")
+    listed = isinstance(skip, Collection) and not isinstance(skip, (str, bytes, Tensor))
+    if not listed or not all(isinstance(n, str) for n in skip):
+        raise TypeError(f"skip must be a sequence of names, got {shown(skip)}")
     at_least("min_features", min_features, 0)
+    flag("embeddings", embeddings)
     kinds: dict[type[nn.Module], Any] = {**TUCKER_CLASS, **({nn.Embedding: TuckerEmbedding} if embeddings else {})}
     decisions: list[Decision] = []
     blocked: list[str] = []
@@ -151,7 +153,8 @@ def tuckerize(
     What stays dense is logged at level INFO with the reason; `tdlrt.plan` lists those that no `ranks` or `tol` changes.
     """
     if ranks is not None and tol is not None:
-        raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
+        raise ValueError(f"give either ranks or tol: ranks is {shown(ranks)} and tol is {shown(tol)}")
+    flag("keep_larger", keep_larger)
 
     def factorised(layer, ranks):
         new = tucker_class(layer).from_dense(layer, ranks=ranks, tol=tol, modes=modes, method=method)

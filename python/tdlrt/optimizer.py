@@ -19,6 +19,7 @@ from tdlrt.rank_choice import RankChoice
 from tdlrt.reduction import LocalReducer, clip_gradients, local, reducer_for
 from tdlrt.summary import tucker_layers
 from tdlrt.transport import follow_dtype
+from tucker_kernels.validation import flag
 
 log = logging.getLogger("tdlrt")
 
@@ -154,6 +155,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of any torch optimiser, for parameters of dense layers. Raises ValueError for those of Tucker layers."""
+        _check_dict("param_group", param_group, ("params",))
         super().add_param_group(param_group)
         if not hasattr(self, "kept"):  # torch's constructor comes here too
             return
@@ -178,7 +180,7 @@ class TDLRT(torch.optim.Optimizer):
 
     def freeze_bases(self, frozen: bool = True) -> None:
         """From the next forward pass on, steps update cores only, as convergence proofs of SGD want at the end."""
-        self.param_groups[0]["bases_frozen"] = frozen
+        self.param_groups[0]["bases_frozen"] = flag("frozen", frozen)
         self._choose_kind_of_step()
 
     def _group_of(self):
@@ -193,7 +195,11 @@ class TDLRT(torch.optim.Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of any torch optimiser. Load the model first: ranks come from there."""
+        """As of any torch optimiser. Load the model first: ranks come from there.
+
+        Raises TypeError for what is no dict, ValueError for one that is no optimiser's; nothing is loaded then.
+        """
+        _check_dict("state_dict", state_dict, ("state", "param_groups"))
         super().load_state_dict(state_dict)
         for layer, paths in zip(self.layers.values(), self.param_groups[0].pop("paths", ())):
             layer.chosen_paths = {training: path for training, path in zip((True, False), paths) if path is not None}
@@ -218,6 +224,8 @@ class TDLRT(torch.optim.Optimizer):
         Gradients of Tucker parameters are consumed: their shapes change with the ranks. Raises `NonFiniteError` (or
         skips) when a gradient holds NaN or Inf, before anything is changed.
         """
+        if closure is not None and not callable(closure):
+            raise TypeError(f"closure must be a function or None, got {type(closure).__name__}")
         if self.captured is not None:
             return self._captured_step(closure)
         with torch.no_grad():
@@ -364,6 +372,13 @@ def _rebuilt(model, arguments, groups, state, skipped_steps, captured):
     if captured is not None:
         optimizer.captured.ranks, optimizer.captured.skipped = captured
     return optimizer
+
+
+def _check_dict(name, value, keys):
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be a dict, got {type(value).__name__}")
+    if not set(keys) <= set(value):
+        raise ValueError(f"{name} has the keys {sorted(map(str, value))}; allowed are those with {' and '.join(keys)}")
 
 
 def _is_zero(lr):

@@ -36,9 +36,15 @@ def take_ranks(model: torch.nn.Module, metadata: Any, prefix: str = "") -> None:
     """Gives every Tucker layer the ranks it has in a checkpoint of `torch.distributed.checkpoint`; weights become zero.
 
     metadata: what the storage reader's `read_metadata()` returns. prefix: of the model's keys there.
-    Raises ValueError where a layer is not in the checkpoint, or has other sizes there.
+    Raises ValueError where a layer is not in the checkpoint, or has other sizes there, with no layer changed; TypeError
+    for metadata and prefix of another kind.
     """
-    stored = metadata.state_dict_metadata
+    stored = getattr(metadata, "state_dict_metadata", None)
+    if not isinstance(stored, dict):
+        raise TypeError(f"metadata must be what read_metadata() returns, got {type(metadata).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a text, got {type(prefix).__name__}")
+    found = []
     for name, layer in tucker_layers(model).items():
         start = f"{prefix}{name}." if name else prefix
         keys = ["core", *(f"factors.{i}" for i in layer.modes)]
@@ -47,4 +53,6 @@ def take_ranks(model: torch.nn.Module, metadata: Any, prefix: str = "") -> None:
         if len(ranks) != len(sizes) or shapes[1:] != [(sizes[i], ranks[i]) for i in layer.modes]:
             raise ValueError(f"metadata has {dict(zip(keys, shapes))} at {start!r}; the layer's weight is {sizes}")
         zeros = [layer.core.new_zeros(n, r) if i in layer.modes else None for i, (n, r) in enumerate(zip(sizes, ranks))]
-        layer.assign(layer.core.new_zeros(ranks), zeros)
+        found.append((layer, layer.core.new_zeros(ranks), zeros))
+    for layer, core, factors in found:  # all or none
+        layer.assign(core, factors)

@@ -13,6 +13,8 @@ class TuckerAdapter(nn.Module):
     The core of `delta` starts at zero, so at first the layer computes exactly what `base` computes. A half-precision
     base keeps its dtype; `delta` is float32 beside it.
 
+    Raises TypeError for layers of other kinds and ValueError for a delta of another shape or with a bias.
+
     Attributes:
         base: the dense layer, frozen.
         delta: the Tucker layer (or its groups), which `TDLRT` trains like any other.
@@ -23,6 +25,16 @@ class TuckerAdapter(nn.Module):
 
     def __init__(self, base: nn.Linear | nn.modules.conv._ConvNd, delta: TuckerLayer | TuckerGroupedConv) -> None:
         super().__init__()
+        if not isinstance(base, (nn.Linear, nn.modules.conv._ConvNd)):
+            raise TypeError(f"base must be a linear layer or a convolution, got {type(base).__name__}")
+        if not isinstance(delta, (TuckerLayer, TuckerGroupedConv)):
+            raise TypeError(f"delta must be a Tucker layer, got {type(delta).__name__}")
+        shape = delta.dense_shape
+        if shape != tuple(base.weight.shape) or delta.bias is not None:
+            raise ValueError(
+                f"delta has shape {shape} and bias={delta.bias is not None}; allowed is {tuple(base.weight.shape)} "
+                "without a bias"
+            )
         self.base, self.delta = base, delta
 
     @property

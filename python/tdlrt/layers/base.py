@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tucker_kernels.validation import choice, number
+from tucker_kernels.validation import FLOATING, choice, flag, number, shown
 
 # modes="channels" | "all": which modes of the weight carry a factor.
 MODES = ("channels", "all")
@@ -41,6 +41,8 @@ class TuckerLayer(nn.Module):
         self.train_bases = True
         modes = factorised_modes(modes, len(self.weight_shape))
         ranks = mode_ranks(ranks, self.weight_shape, modes)
+        flag("bias", bias)
+        check_placement(device, dtype)
         options = {"device": device, "dtype": dtype}
         self.core = nn.Parameter(torch.empty(ranks, **options))
         self.factors = nn.ParameterList(
@@ -154,7 +156,7 @@ class TuckerLayer(nn.Module):
         choice("method", method, METHODS)
         modes = factorised_modes(modes, weight.ndim)
         if ranks is not None and tol is not None:
-            raise ValueError(f"give either ranks or tol: ranks is {ranks} and tol is {tol}")
+            raise ValueError(f"give either ranks or tol: ranks is {shown(ranks)} and tol is {shown(tol)}")
         if tol is None:
             bounds = {"ranks": mode_ranks(ranks, weight.shape, modes)}
         else:
@@ -230,13 +232,29 @@ def autocast_dtype(tensor):
 
 def factorised_modes(modes, ndim):
     """The mode numbers that "channels" (the first two), "all" or a sequence of numbers stands for."""
-    if modes == "channels":
-        return (0, 1)
-    if modes == "all":
-        return tuple(range(ndim))
-    if not isinstance(modes, (tuple, list, set, range)) or not all(isinstance(m, int) and 0 <= m < ndim for m in modes):
-        raise ValueError(f"modes is {modes!r}; allowed are 'channels', 'all' or mode numbers from 0 to {ndim - 1}")
-    return tuple(sorted(set(modes)))
+    if isinstance(modes, str) and modes in MODES:
+        return (0, 1) if modes == "channels" else tuple(range(ndim))
+    integers = isinstance(modes, (tuple, list, set, range)) and all(map(is_integer, modes))
+    if not integers or not all(0 <= m < ndim for m in modes):
+        kind = ValueError if integers or isinstance(modes, str) else TypeError
+        raise kind(f"modes is {shown(modes)}; allowed are 'channels', 'all' or mode numbers from 0 to {ndim - 1}")
+    return tuple(sorted({int(m) for m in modes}))
+
+
+def is_integer(value):
+    return isinstance(value, Integral) and not isinstance(value, bool)  # numpy's too
+
+
+def check_placement(device, dtype):
+    """Raises TypeError or ValueError for a device that torch does not know and for a dtype that is not floating."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in FLOATING):
+        raise TypeError(f"dtype is {shown(dtype)}; allowed are {', '.join(map(str, FLOATING))} or None")
+    if device is not None:
+        try:
+            torch.device(device)
+        except (TypeError, RuntimeError, ValueError) as error:
+            kind = ValueError if isinstance(device, (str, int)) else TypeError
+            raise kind(f"device is {shown(device)}; allowed are None and what torch.device takes here") from error
 
 
 def mode_ranks(ranks, shape, modes):
@@ -244,7 +262,7 @@ def mode_ranks(ranks, shape, modes):
 
     Only factorised modes are reduced. A rank never exceeds the product of the others.
     """
-    if isinstance(ranks, Integral) and not isinstance(ranks, bool):  # numpy's too
+    if is_integer(ranks):
         if ranks < 1:
             raise ValueError(f"ranks is {ranks}; an integer must be at least 1")
         wanted = [int(ranks)] * len(shape)
@@ -260,12 +278,13 @@ def mode_ranks(ranks, shape, modes):
         if len(wanted) == len(modes) < len(shape):
             given = dict(zip(modes, wanted))
             wanted = [given.get(i, n) for i, n in enumerate(shape)]
-        if len(wanted) != len(shape) or not all(isinstance(r, Integral) and r >= 1 for r in wanted):
-            kinds = isinstance(ranks, (tuple, list)) and all(isinstance(r, Integral) for r in ranks)
+        if len(wanted) != len(shape) or not all(is_integer(r) and r >= 1 for r in wanted):
+            kinds = isinstance(ranks, (tuple, list)) and all(map(is_integer, ranks))
             raise (ValueError if kinds else TypeError)(
-                f"ranks is {ranks!r}; allowed are a fraction in (0, 1], an integer, or one positive integer per mode "
-                f"({len(shape)}) or per factorised mode ({len(modes)})"
+                f"ranks is {shown(ranks)}; allowed are a fraction in (0, 1], an integer, or one positive integer per "
+                f"mode ({len(shape)}) or per factorised mode ({len(modes)})"
             )
+    wanted = [int(r) for r in wanted]
     return tuple(feasible([min(r, n) if i in modes else n for i, (r, n) in enumerate(zip(wanted, shape))], modes))
 
 

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 import tucker_kernels as tk
 from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
 from tucker_kernels.convolution import PerDimension
+from tucker_kernels.validation import at_least, choice, per_dimension
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class _TuckerConv(TuckerLayer):
@@ -32,13 +35,17 @@ class _TuckerConv(TuckerLayer):
         device: Device = None,
         dtype: DType = None,
     ) -> None:
-        # A dense layer on the meta device checks the arguments and works out paddings as torch does.
-        dense = self.dense_class()(
-            *(in_channels, out_channels, kernel_size, stride, padding, dilation),
-            bias=bias,
-            padding_mode=padding_mode,
-            device="meta",
-        )
+        channels = at_least("in_channels", in_channels, 1), at_least("out_channels", out_channels, 1)
+        sizes = (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation))
+        window, stride, dilation = (tuple(per_dimension(*size, self.dimensions, 1)) for size in sizes)
+        if isinstance(padding, str):
+            choice("padding", padding, ("same", "valid"))
+        else:
+            padding = tuple(per_dimension("padding", padding, self.dimensions, 0))
+        choice("padding_mode", padding_mode, PADDING_MODES)
+        # A dense layer on the meta device works out paddings as torch does.
+        geometry = (window, stride, padding, dilation)
+        dense = self.dense_class()(*channels, *geometry, bias=False, padding_mode=padding_mode, device="meta")
         super().__init__(dense.weight.shape, ranks, modes, bias, device, dtype)
         self._take_geometry(dense)
         self.reset_parameters()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import tucker_kernels as tk
 from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
+from tucker_kernels.validation import at_least
 
 # Arguments of nn.Embedding that act on single rows of the dense weight, which a Tucker weight does not have.
 _UNSUPPORTED = {"padding_idx": None, "max_norm": None, "scale_grad_by_freq": False, "sparse": False}
@@ -28,9 +29,9 @@ class TuckerEmbedding(TuckerLayer):
         device: Device = None,
         dtype: DType = None,
     ) -> None:
-        modes = "all" if modes == "channels" else modes
-        super().__init__((num_embeddings, embedding_dim), ranks, modes, False, device, dtype)
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        shape = at_least("num_embeddings", num_embeddings, 1), at_least("embedding_dim", embedding_dim, 1)
+        super().__init__(shape, ranks, modes, False, device, dtype)
+        self.num_embeddings, self.embedding_dim = shape
         self.reset_parameters()
 
     @torch.no_grad()
@@ -82,7 +83,6 @@ class TuckerEmbedding(TuckerLayer):
         reason = cls.why_not(layer)
         if reason is not None:
             raise ValueError(f"layer has {reason}; an Embedding with a Tucker weight has no such rows")
-        modes = "all" if modes == "channels" else modes
         core, factors = cls._truncated(layer.weight, ranks, tol, modes, method)
         device, dtype = layer.weight.device, layer.weight.dtype
         new = cls(layer.num_embeddings, layer.embedding_dim, tuple(core.shape), modes, device, dtype)

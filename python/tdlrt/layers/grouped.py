@@ -19,19 +19,32 @@ class TuckerGroupedConv(nn.Module):
     the output channels. Every group is a call of the operator, so it suits a few wide groups.
 
     Attributes:
-        groups: `ModuleList` of `TuckerConv1d/2d/3d`, alike but for their ranks.
+        groups: `ModuleList` of `TuckerConv1d/2d/3d`, alike but for their ranks. Others are refused (ValueError).
     """
 
     groups: Any  # torch does not type what a ModuleList holds
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.groups = nn.ModuleList(layers)
+        listed: list[Any] = (
+            list(layers) if isinstance(layers, Iterable) and not isinstance(layers, Tensor) else [layers]
+        )
+        if not all(isinstance(layer, tuple(_TUCKER_CLASS.values())) for layer in listed):
+            kinds = ", ".join(sorted({type(layer).__name__ for layer in listed}))
+            raise TypeError(f"layers must be TuckerConv1d, TuckerConv2d or TuckerConv3d, one per group; got {kinds}")
+        if len({_alike(layer) for layer in listed}) != 1:
+            raise ValueError(f"layers has {len(listed)} layers; allowed are one or more of one shape and geometry")
+        self.groups = nn.ModuleList(listed)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight (C_out, C_in / groups, *window), reconstructed."""
         return torch.cat([layer.weight for layer in self.groups])
+
+    @property
+    def dense_shape(self):
+        n_out, *others = self.groups[0].dense_shape
+        return (len(self.groups) * n_out, *others)
 
     def double_weight(self) -> Tensor:
         """`weight` computed in float64 whatever the layer's dtype."""
@@ -43,7 +56,10 @@ class TuckerGroupedConv(nn.Module):
         return None if self.groups[0].bias is None else torch.cat([layer.bias for layer in self.groups])
 
     def forward(self, input: Tensor) -> Tensor:
-        channels = -1 - self.groups[0].dimensions
+        first, channels = self.groups[0], -1 - self.groups[0].dimensions
+        count = len(self.groups) * first.weight_shape[1]
+        if input.ndim < -channels or input.shape[channels] != count:
+            raise ValueError(f"input has shape {tuple(input.shape)}; its dimension {channels} must be {count}")
         parts = input.chunk(len(self.groups), channels)
         return torch.cat([layer(part) for layer, part in zip(self.groups, parts)], channels)
 
@@ -68,6 +84,12 @@ class TuckerGroupedConv(nn.Module):
         """The same map as plain grouped layers; groups of smaller rank are filled up with zeros."""
         chains = [list(layer.to_sequential()) for layer in self.groups]
         return nn.Sequential(*(_joined(links) for links in zip(*chains))).train(self.training)
+
+
+def _alike(layer):
+    """What the groups of one convolution have in common."""
+    geometry = layer.weight_shape, layer.stride, layer.padding, layer.dilation, layer.padding_mode
+    return type(layer), layer.modes, layer.bias is None, *geometry
 
 
 def _parts(layer):

@@ -7,7 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 import tucker_kernels as tk
-from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
+from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled, is_integer
+from tucker_kernels.validation import shown
 
 
 class TuckerLinear(TuckerLayer):
@@ -77,8 +78,9 @@ class TuckerLinear(TuckerLayer):
         """
         if type(layer) is not nn.Linear:
             raise TypeError(f"layer must be a Linear, got {type(layer).__name__}")
-        sizes_in = _mode_sizes("in_modes", in_modes or layer.in_features, layer.in_features)
-        sizes_out = _mode_sizes("out_modes", out_modes or layer.out_features, layer.out_features)
+        features = layer.in_features, layer.out_features
+        sizes_in = _mode_sizes("in_modes", features[0] if in_modes is None else in_modes, features[0])
+        sizes_out = _mode_sizes("out_modes", features[1] if out_modes is None else out_modes, features[1])
         modes = _linear_modes(modes)
         core, factors = cls._truncated(layer.weight.reshape(*sizes_out, *sizes_in), ranks, tol, modes, method)
         new = cls.like(layer, tuple(core.shape), modes, layer.bias is not None, layer.weight.dtype, sizes_in, sizes_out)
@@ -112,14 +114,15 @@ class TuckerLinear(TuckerLayer):
 
 def _linear_modes(modes):
     # A linear layer has no window: "channels" and "all" mean the same.
-    return "all" if modes == "channels" else modes
+    return "all" if isinstance(modes, str) and modes == "channels" else modes
 
 
 def _mode_sizes(name, value, product=None):
     sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes):
-        kind = ValueError if all(isinstance(n, int) and not isinstance(n, bool) for n in sizes) else TypeError
-        raise kind(f"{name} is {value!r}; allowed are a positive integer or a tuple of them")
+    if not sizes or not all(is_integer(n) and n >= 1 for n in sizes):
+        kind = ValueError if all(map(is_integer, sizes)) else TypeError
+        raise kind(f"{name} is {shown(value)}; allowed are a positive integer or a tuple of them")
+    sizes = tuple(int(n) for n in sizes)
     if product is not None and math.prod(sizes) != product:
         raise ValueError(f"{name} is {sizes}, whose product is {math.prod(sizes)}; the layer has {product} features")
     return sizes
