@@ -64,9 +64,9 @@ class Card:
 
     @staticmethod
     def plan_arguments():
-        """What a launch plan must know: multiprocessors, and dynamic shared memory of a block."""
+        """What a launch plan must know: multiprocessors, and shared memory of a block."""
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
-        return found.multi_processor_count, found.shared_memory_per_block_optin - 2048
+        return found.multi_processor_count, found.shared_memory_per_block_optin
 
 
 class Stand:
@@ -112,7 +112,7 @@ class Stand:
 
     @staticmethod
     def plan_arguments():
-        return 2, 96 * 1024
+        return 2, 101376
 
 
 def _module():

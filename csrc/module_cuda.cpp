@@ -98,8 +98,8 @@ py::list table(const tk::Plan& plan, const tk::Launch& launch) {
 template <class T>
 py::list problems(const tk::Plan& plan, const tk::Launch& launch) {
   switch (launch.kernel) {
-#define TK_KERNEL(name, Problem, how) \
-  case tk::Kernel::name:              \
+#define TK_KERNEL(name, Problem, how, bytes) \
+  case tk::Kernel::name:                     \
     return table<tk::Problem<T>>(plan, launch);
     TK_KERNELS(TK_KERNEL)
 #undef TK_KERNEL
@@ -117,6 +117,7 @@ py::dict describe(const tk::Plan& plan) {
     one["grid"] = l.grid;
     one["block"] = l.block;
     one["shared"] = l.shared;
+    one["static_shared"] = tk::static_shared_bytes(l.kernel);
     launches.append(one);
   }
   py::dict out;

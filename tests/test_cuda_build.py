@@ -4,7 +4,6 @@ The table is cuda_resources.json; `python tests/cuda_resources.py` writes it ane
 version that the table was made with; limits always.
 """
 
-import json
 import re
 
 import cuda_resources
@@ -14,7 +13,7 @@ from tucker_kernels.native import native_module
 
 pytestmark = pytest.mark.skipif(cuda_resources.nvcc() is None, reason="nvcc is not on PATH")
 
-EXPECTED = json.loads(cuda_resources.TABLE.read_text())
+EXPECTED = cuda_resources.expected()
 # Most threads of a block, as csrc/kernels/limits.h has them.
 LIMITS = dict(re.findall(r"(\w+_threads) = (\d+)", (cuda_resources.ROOT / "csrc/kernels/limits.h").read_text()))
 REGISTERS = 65536  # of a multiprocessor, on every architecture since sm_50

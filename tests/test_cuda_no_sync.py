@@ -23,7 +23,7 @@ class Planned:
     def __getattr__(self, name):
         def call(dtype, problems, workspace, size, stream):
             self.calls.append(name)
-            return getattr(_C, f"{name}_plan")(dtype, problems, 0, 132, 230400)["workspace"]
+            return getattr(_C, f"{name}_plan")(dtype, problems, 0, 132, 232448)["workspace"]
 
         return call
 

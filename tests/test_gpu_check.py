@@ -164,7 +164,7 @@ def test_the_card_times_captures_and_profiles(monkeypatch):
     replay()
     assert torch.equal(results[0], torch.ones(2))
     assert gpu_device.Card.kernels(lambda: torch.ones(3) + 1) == []  # a real profiler, and no card
-    assert gpu_device.Card.plan_arguments() == (132, 230400)
+    assert gpu_device.Card.plan_arguments() == (132, 232448)
 
 
 def test_a_card_without_its_back_end_is_an_error():

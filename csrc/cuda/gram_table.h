@@ -71,7 +71,8 @@ class CholeskyTable {
     CholeskyProblem<T> p{};
     p.gram = gram, p.flag = flag;
     p.size = static_cast<int32_t>(size), p.tolerance = tolerance;
-    p.resident = most_resident(size, builder.shared_bytes(), semidefinite_cholesky_shared);
+    p.resident = most_resident(size, builder.shared_bytes(Kernel::semidefinite_cholesky),
+                               semidefinite_cholesky_shared);
     if (p.resident < size) p.work = builder.scratch<double>(size * (size + 1) / 2);
     shared_ = std::max(shared_, semidefinite_cholesky_shared(size, p.resident));
     largest_ = std::max(largest_, p.size);
@@ -124,7 +125,7 @@ class JacobiTable {
     JacobiProblem<T> p{};
     p.factor = factor;
     p.size = static_cast<int32_t>(size);
-    p.resident = most_resident(size, builder.shared_bytes(), jacobi_svd_shared<T>);
+    p.resident = most_resident(size, builder.shared_bytes(Kernel::jacobi_svd), jacobi_svd_shared<T>);
     shared_ = std::max(shared_, jacobi_svd_shared<T>(size, p.resident));
     largest_ = std::max(largest_, p.size);
     problems_.push_back(p);

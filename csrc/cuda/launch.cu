@@ -25,12 +25,15 @@ struct Start {
   const Launch& launch;
   const char* table;
   cudaStream_t stream;
+  int64_t shared_bytes;  // of a block of this device
 
+  // Always as much as there is, whatever this launch takes: two threads of the host may launch one kernel.
   template <class Function>
   bool allow_shared(Function* kernel) const {
-    return launch.shared <= 48 * 1024 ||
+    const int64_t declared = static_shared_bytes(launch.kernel);
+    return launch.shared + declared <= granted_shared_bytes ||
            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(launch.shared)) == cudaSuccess;
+                                static_cast<int>(shared_bytes - declared)) == cudaSuccess;
   }
 
   // A persistent grid over tiles.
@@ -55,8 +58,8 @@ struct Start {
 template <class T>
 tk_status start(const Start& start) {
   switch (start.launch.kernel) {
-#define TK_KERNEL(name, Problem, how) \
-  case Kernel::name:                  \
+#define TK_KERNEL(name, Problem, how, bytes) \
+  case Kernel::name:                         \
     return start.how(name<T>);
     TK_KERNELS(TK_KERNEL)
 #undef TK_KERNEL
@@ -68,7 +71,7 @@ tk_status start(const Start& start) {
 // block.
 tk_status current_device(Device* device) {
 #if defined(TK_EMU)
-  *device = {2, 96 * 1024};
+  *device = {2, static_cast<int64_t>(emu::shared_limit)};
 #else
   int index = 0, shared = 0;
   if (cudaGetDevice(&index) != cudaSuccess ||
@@ -76,7 +79,7 @@ tk_status current_device(Device* device) {
           cudaSuccess ||
       cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index) != cudaSuccess)
     return TK_CUDA_ERROR;
-  device->shared_bytes = shared - static_shared_bytes;
+  device->shared_bytes = shared;
 #endif
   return TK_OK;
 }
@@ -99,7 +102,7 @@ tk_status run(PlanFunction<Problem> make, tk_dtype dtype, int32_t count, const P
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   store(plan, workspace, stream);
   for (const Launch& launch : plan.launches) {
-    const Start next{launch, base + launch.table, stream};
+    const Start next{launch, base + launch.table, stream, device.shared_bytes};
     status = plan.dtype == TK_FLOAT64 ? start<double>(next) : start<float>(next);
     if (status != TK_OK) return status;
   }

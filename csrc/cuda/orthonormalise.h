@@ -59,7 +59,7 @@ class OrthonormalizePlan {
       if (!o.unit) {
         b.w = builder.scratch<T>(o.n * o.p);
         b.x = builder.scratch<T>(o.n * o.p);
-        if (project_out_shared<T>(o.n) > builder.shared_bytes())
+        if (project_out_shared<T>(o.n) > builder.shared_bytes(Kernel::project_out))
           b.strips = builder.scratch<T>(strips(o) * o.n * projection_columns);
       }
       b.gram = builder.scratch<double>(o.p * o.p);

@@ -6,13 +6,24 @@ namespace tk {
 
 const char* kernel_name(Kernel kernel) {
   switch (kernel) {
-#define TK_KERNEL(name, Problem, how) \
-  case Kernel::name:                  \
+#define TK_KERNEL(name, Problem, how, bytes) \
+  case Kernel::name:                         \
     return #name;
     TK_KERNELS(TK_KERNEL)
 #undef TK_KERNEL
   }
   return "unknown";
+}
+
+int64_t static_shared_bytes(Kernel kernel) {
+  switch (kernel) {
+#define TK_KERNEL(name, Problem, how, bytes) \
+  case Kernel::name:                         \
+    return bytes;
+    TK_KERNELS(TK_KERNEL)
+#undef TK_KERNEL
+  }
+  return 0;
 }
 
 std::vector<TablePiece> pieces(const std::vector<unsigned char>& table) {

@@ -17,21 +17,22 @@
 
 namespace tk {
 
-// Every kernel, what one problem in its table is, and how launch.cu starts it (Start::tiles or
-// Start::blocks).
-#define TK_KERNELS(X)                               \
-  X(grouped_gemm, GemmProblem, tiles)               \
-  X(project_out, ProjectionProblem, tiles)          \
-  X(gram, GramProblem, tiles)                       \
-  X(semidefinite_cholesky, CholeskyProblem, blocks) \
-  X(triangular_product, TriangularProblem, tiles)   \
-  X(jacobi_svd, JacobiProblem, blocks)              \
-  X(finish_truncation, FinishProblem, blocks)
+// Every kernel, what one problem in its table is, how launch.cu starts it (Start::tiles or Start::blocks),
+// and the bytes of shared memory that it may declare itself, which tests compare with what compilers say.
+#define TK_KERNELS(X)                                    \
+  X(grouped_gemm, GemmProblem, tiles, 35328)             \
+  X(project_out, ProjectionProblem, tiles, 2176)         \
+  X(gram, GramProblem, tiles, 41216)                     \
+  X(semidefinite_cholesky, CholeskyProblem, blocks, 384) \
+  X(triangular_product, TriangularProblem, tiles, 41216) \
+  X(jacobi_svd, JacobiProblem, blocks, 128)              \
+  X(finish_truncation, FinishProblem, blocks, 128)
 
-#define TK_KERNEL(name, Problem, how) name,
+#define TK_KERNEL(name, Problem, how, bytes) name,
 enum class Kernel : int32_t { TK_KERNELS(TK_KERNEL) };
 #undef TK_KERNEL
 const char* kernel_name(Kernel kernel);
+int64_t static_shared_bytes(Kernel kernel);
 
 struct Launch {
   Kernel kernel;
@@ -55,7 +56,7 @@ std::vector<TablePiece> pieces(const std::vector<unsigned char>& table);
 // What a plan must know of the device.
 struct Device {
   int32_t multiprocessors;
-  int64_t shared_bytes;  // the most dynamic shared memory a block may have
+  int64_t shared_bytes;  // the most shared memory a block may have, declared and dynamic together
 };
 
 // Blocks of a persistent grid that one multiprocessor is given: what the registers of the larger kernels
@@ -73,7 +74,8 @@ class PlanBuilder {
     plan_.dtype = dtype;
   }
 
-  int64_t shared_bytes() const { return device_.shared_bytes; }
+  // What a block of this kernel may have of dynamic shared memory.
+  int64_t shared_bytes(Kernel kernel) const { return device_.shared_bytes - static_shared_bytes(kernel); }
 
   // Uninitialised scratch, 256-byte aligned.
   template <class T>

@@ -3,6 +3,7 @@
 // do on a GPU. Launches report through tk_emu_take_error.
 #include <cstring>
 #include <string>
+#include <utility>
 
 #define TK_CUDA_ARCHITECTURES "the host"
 #include "cuda/launch.cu"
@@ -28,8 +29,11 @@ TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* tabl
   for (int i = 0; std::strcmp(tk::kernel_name(tk::Kernel(i)), "unknown"); ++i) {
     if (std::strcmp(tk::kernel_name(tk::Kernel(i)), kernel)) continue;
     const tk::Launch launch{tk::Kernel(i), 0, count, work, grid, block, shared};
-    const tk::Start start{launch, static_cast<const char*>(table), nullptr};
-    return dtype == TK_FLOAT64 ? tk::start<double>(start) : tk::start<float>(start);
+    const tk::Start start{launch, static_cast<const char*>(table), nullptr, emu::most_shared};
+    const size_t before = std::exchange(emu::shared_limit, emu::most_shared);
+    const tk_status status = dtype == TK_FLOAT64 ? tk::start<double>(start) : tk::start<float>(start);
+    emu::shared_limit = before;
+    return status;
   }
   return TK_INVALID_ARGUMENT;
 }
@@ -37,7 +41,7 @@ TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* tabl
 // The size of a problem, so that the Python side can tell that it knows the layout.
 TK_EXPORT int64_t tk_emu_problem_bytes(const char* kernel, tk_dtype dtype) {
   const std::string asked = kernel;
-#define TK_KERNEL(name, Problem, how) \
+#define TK_KERNEL(name, Problem, how, bytes) \
   if (asked == #name) return dtype == TK_FLOAT64 ? sizeof(tk::Problem<double>) : sizeof(tk::Problem<float>);
   TK_KERNELS(TK_KERNEL)
 #undef TK_KERNEL

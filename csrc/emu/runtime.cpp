@@ -26,11 +26,12 @@
 namespace emu {
 
 Builtins* builtins = nullptr;
+size_t shared_limit = 101376;  // a small GPU's (sm_86, sm_89)
 
 namespace {
 
 constexpr unsigned warp_size = 32, max_threads = 1024;
-constexpr size_t max_shared = 232448, max_static_shared = 48 * 1024;
+constexpr size_t max_static_shared = 48 * 1024;
 constexpr unsigned char canary = 0xA5;
 
 enum class State { ready, at_barrier, in_warp_call, finished };
@@ -75,7 +76,8 @@ void fill(void* to, unsigned char byte, size_t bytes) {
 // an overwrite when the block ends.
 class SharedMemory {
  public:
-  void reset(size_t dynamic_bytes) {
+  void reset(size_t dynamic_bytes, size_t limit) {
+    limit_ = limit;
 #if defined(TK_EMU_TSAN)
     // Threads of different blocks are unordered: the same address would look like a race.
     if (memory_) munmap(memory_, capacity);
@@ -99,7 +101,7 @@ class SharedMemory {
     for (int i = 1; i < count_; ++i)
       if (arrays_[i].site == site) return memory_ + arrays_[i].offset;
     statics_ += bytes;
-    if (count_ == max_arrays || statics_ > max_static_shared || statics_ + arrays_[0].bytes > max_shared)
+    if (count_ == max_arrays || statics_ > max_static_shared || statics_ + arrays_[0].bytes > limit_)
       return nullptr;
     return grant(site, bytes);
   }
@@ -118,7 +120,7 @@ class SharedMemory {
  private:
   static constexpr int max_arrays = 64;
   static constexpr size_t guard = 64,
-                          capacity = max_shared + max_static_shared + (max_arrays + 1) * 2 * guard;
+                          capacity = most_shared + max_static_shared + (max_arrays + 1) * 2 * guard;
   struct Array {
     const void* site;
     size_t offset, bytes;
@@ -151,7 +153,7 @@ class SharedMemory {
   unsigned char* memory_ = nullptr;
   Array arrays_[max_arrays];
   int count_ = 0;
-  size_t used_ = 0, statics_ = 0;
+  size_t used_ = 0, statics_ = 0, limit_ = 0;
 };
 
 struct Block {
@@ -253,11 +255,11 @@ void complete(Group& group) {
   }
 }
 
-void prepare_block(dim3 grid, dim3 shape, uint3 index, size_t shared_bytes) {
+void prepare_block(dim3 grid, dim3 shape, uint3 index, size_t shared_bytes, size_t limit) {
   block.arrived = block.generation = 0;
   block.where = nullptr;
   block.pending = block.result = {0, 1, 0};
-  block.shared.reset(shared_bytes);
+  block.shared.reset(shared_bytes, limit);
   block.warps.assign((block.size + warp_size - 1) / warp_size, Warp{});
   for (unsigned t = 0; t < block.size; ++t) {
     Thread& thread = *block.threads[t];
@@ -388,11 +390,11 @@ void launch(const void* kernel, const char* name, dim3 grid, dim3 shape, size_t 
   const uint64_t threads = uint64_t{shape.x} * shape.y * shape.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   const auto allowed = allowed_shared.find(kernel);
-  const size_t limit = allowed == allowed_shared.end() ? max_static_shared : allowed->second;
+  const bool more = allowed != allowed_shared.end();
   if (threads == 0 || threads > max_threads || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
       grid.z > 65535)
     return record("grid or block size out of range");
-  if (shared_bytes > limit || shared_bytes > max_shared)
+  if (shared_bytes > (more ? allowed->second : max_static_shared) || shared_bytes > shared_limit)
     return record("more dynamic shared memory than the kernel was allowed (cudaFuncSetAttribute)");
   block.size = static_cast<unsigned>(threads);
   block.body = body;
@@ -402,7 +404,7 @@ void launch(const void* kernel, const char* name, dim3 grid, dim3 shape, size_t 
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
-        prepare_block(grid, shape, {x, y, z}, shared_bytes);
+        prepare_block(grid, shape, {x, y, z}, shared_bytes, more ? shared_limit : max_static_shared);
         release(&block_begins);
         run_block(random);
       }

@@ -47,6 +47,9 @@ void warp_call(unsigned mask, WarpCall& call);
 void launch(const void* kernel, const char* name, dim3 grid, dim3 block, size_t shared_bytes,
             void (*body)(void*), void* argument);
 void allow_shared(const void* kernel, size_t bytes);  // cudaFuncSetAttribute
+// The most shared memory of a block, static and dynamic together; 48 KiB of it without allow_shared.
+constexpr size_t most_shared = 232448;
+extern size_t shared_limit;
 // Ends the launch; does not return, but is not declared so: AddressSanitizer would clean up the wrong stack.
 void fail(const char* where, const char* what);
 

@@ -33,11 +33,11 @@ template <class T>
 __device__ __forceinline__ void add_parts(const GramProblem<T>& p, int i0, int j0) {
   const volatile double* partial = p.partial;  // not from this multiprocessor's cache
   for (int e = threadIdx.x; e < DoubleTile::size * DoubleTile::size; e += DoubleTile::threads) {
-    const int row = i0 + e / DoubleTile::size, column = j0 + e % DoubleTile::size;
+    const int64_t row = i0 + e / DoubleTile::size, column = j0 + e % DoubleTile::size;
     if (row >= p.size || column > row) continue;
     double sum = 0;
     for (int part = 0; part < p.splits; ++part)
-      sum += partial[(static_cast<int64_t>(part) * p.size + row) * p.size + column];
+      sum += partial[(part * int64_t{p.size} + row) * p.size + column];
     p.gram[row * p.size + column] = sum;
     p.gram[column * p.size + row] = sum;
   }
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(gram_threads)
       }
       double* out = whole ? p.gram : p.partial + static_cast<int64_t>(split) * p.size * p.size;
       sums.each([&](int i, int j, double value) {
-        const int row = i0 + i, column = j0 + j;
+        const int64_t row = i0 + i, column = j0 + j;  // size² may exceed 32 bits
         if (row >= p.size || column > row) return;
         out[row * p.size + column] = value;
         if (whole) out[column * p.size + row] = value;

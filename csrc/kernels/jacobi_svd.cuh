@@ -7,7 +7,7 @@
 // Dropping columns of A J loses no more than their norms say, at any stage: the bound holds however few
 // sweeps are made. A comes as a sorted Cholesky factor, so that a matrix whose rows are nearly orthogonal
 // needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory, beside 2n
-// elements and n doubles: all up to n = 237 in 227 KiB of float32, else the first `resident` ones, and the
+// elements and n doubles: all up to n = 239 of 227 KiB in float32, else the first `resident` ones, and the
 // others stay in `factor` (9 in 100 for n = 256, 4 in 5 for 512). Tiling: a warp holds two groups of G
 // columns in registers and rotates all pairs between them, G independent pairs at a time; lanes run along
 // rows for products and along pairs for angles. Round-robin groups, n/G − 1 rounds a sweep with a barrier

@@ -15,10 +15,8 @@ constexpr int32_t store_threads = 256;
 
 // The largest matrix the factorisations take.
 constexpr int32_t largest_factorization = 1024;
-// The most that a block of any current GPU can ask for (sm_90, sm_100: 227 KiB).
-constexpr int64_t most_shared_bytes = 232448;
-// Kept free of dynamic shared memory for what kernels declare themselves.
-constexpr int64_t static_shared_bytes = 2048;
+// What a block may have of shared memory without asking for more.
+constexpr int64_t granted_shared_bytes = 48 * 1024;
 
 // Dynamic shared memory of a block with one problem. A matrix that does not fit keeps its first rows (columns
 // for jacobi_svd) there and the others in device memory.

@@ -5,7 +5,7 @@
 //   G + shift·trace·I = L Lᵀ  with rows and columns in a static order;   R⁻¹ = L⁻ᵀ on the kept columns
 //
 // Layout: gram row-major, both triangles. L is packed, row i from i(i+1)/2, in shared memory beside 2n
-// doubles: all of it up to n = 235 of 227 KiB, else the first `resident` rows, and the others in `work`.
+// doubles: all of it up to n = 238 of 227 KiB, else the first `resident` rows, and the others in `work`.
 // Tiling: panels of 8 columns, left-looking. (1) every row subtracts its products with the rows of the panel:
 // four lanes a row, eight sums each; (2) one warp factors the 8×8 diagonal block in registers, lane r has row
 // r; (3) one thread a row solves against it. Three barriers a panel. The inverse overwrites L, panels from

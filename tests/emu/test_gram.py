@@ -83,6 +83,25 @@ def test_tiles_beyond_one():
     assert_gram(grams[2], a, 0)
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_matrix_whose_entries_32_bits_cannot_count(splits, tmp_path):
+    """The last tile of 46,390 rows: beyond 46,340 of them row × size exceeds 2³¹. The file is sparse."""
+    size = 46390
+    memory = np.memmap(tmp_path / "grams", np.float64, "w+", shape=(1 + splits * (splits > 1), size, size))
+    gram, *partial = memory
+    a = np.random.default_rng(5).standard_normal((size, 16 * splits)).astype(np.float32)
+    last = lower_tiles(size) - 1
+    problem = emulator.problem(a=a, gram=gram, row=16 * splits, col=1, size=size, depth=16 * splits, splits=splits)
+    problem |= emulator.problem(split_depth=16, first_tile=-last * splits, finished=np.zeros(last + 1, np.int32))
+    if partial:
+        problem["partial"] = partial[0]  # those of both parts, in order
+    emulator.launch("gram", np.float32, [problem], work=splits, grid=1, block=THREADS)
+    begin = size // TILE * TILE
+    rows = a[begin:].astype(np.float64)
+    assert np.allclose(gram[begin:, begin:], rows @ rows.T, rtol=0, atol=1e-13 * (rows**2).sum(1).max())
+    assert np.array_equal(gram[begin:, begin:], gram[begin:, begin:].T)
+
+
 def test_empty_depth_and_flag():
     flag = np.ones(1, np.int32)
     a = np.ones((4, 3), np.float32)
