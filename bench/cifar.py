@@ -60,7 +60,7 @@ def run(row, images, seconds):
         optimizer = torch.optim.SGD(model.parameters(), lr=LR, **SHARED)
     else:
         ranks, dense_head, options = row
-        model = tdlrt.tuckerize(model, ranks=ranks, skip=["1"] if dense_head else [])
+        model = tdlrt.tuckerize(model, ranks=ranks, min_features=16 if dense_head else 8)
         optimizer = tdlrt.TDLRT(model, lr=LR, **SHARED, **options)
     used = steps = epoch = 0
     while used < seconds:

@@ -4,7 +4,7 @@
 
 Each run is a run of `tdlrt train` in its own folder under --out: one that is finished is read, one that was stopped is
 continued. Accuracy is after the last epoch, not the best one; compression is 1 − c/f of the factorised weights
-(conv2, fc1, fc2; conv1, 0.1 % of the weights, stays dense) and of the whole network.
+(conv2 and fc1; conv1 and fc2, 1.3 % of the weights, stay dense) and of the whole network.
 """
 
 import argparse

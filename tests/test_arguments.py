@@ -11,7 +11,7 @@ from torch import nn
 
 
 def model():
-    return nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(64, 12))
+    return nn.Sequential(nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(64, 16))
 
 
 OPTIMIZER = dict.fromkeys(
@@ -145,7 +145,7 @@ def test_a_wrong_argument_is_named_in_one_line(function, argument, error, value)
 def test_a_state_that_is_no_optimisers_changes_nothing(wrong):
     network = tdlrt.tuckerize(model())
     optimizer = tdlrt.TDLRT(network, lr=0.1, momentum=0.9)
-    network(torch.randn(2, 8, 4, 4)).sum().backward()
+    network(torch.randn(2, 16, 4, 4)).sum().backward()
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError if isinstance(wrong, dict) else TypeError, match=r"^state_dict (has|must)"):
@@ -177,7 +177,7 @@ def test_numpy_scalars_are_numbers():
     network = tdlrt.tuckerize(model(), ranks=np.float32(0.5), min_features=np.int64(8))
     bounds = {"min_rank": np.int64(2), "max_rank": three, "rank_multiple": np.int64(1), "basis_every": np.int64(1)}
     optimizer = tdlrt.TDLRT(network, lr=np.float32(0.1), tol=np.float32(0.2), budget=np.int64(1000), **bounds)
-    network(torch.randn(2, 8, 4, 4)).square().sum().backward()
+    network(torch.randn(2, 16, 4, 4)).square().sum().backward()
     optimizer.step()
     assert all(2 <= r <= 3 for ranks in tdlrt.ranks(network).values() for r in ranks[:2])
 

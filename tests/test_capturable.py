@@ -279,7 +279,7 @@ def test_the_rest_is_refused_in_a_sentence(options, words):
 
 
 def test_ranks_in_use_before_the_first_step_and_of_layers_that_cannot_grow():
-    model = tdlrt.tuckerize(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 9)), ranks={"0": 3, "1": 9})
+    model = tdlrt.tuckerize(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 9)), {"0": 3, "1": 9}, min_features=8)
     optimizer = tdlrt.TDLRT(model, lr=0.1, capturable=True)
     assert optimizer.active_ranks() == tdlrt.ranks(model)
     model(torch.randn(4, 12)).square().mean().backward()

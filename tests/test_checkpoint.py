@@ -13,10 +13,10 @@ from tdlrt import checkpoint, models
 NETWORK = {"name": "lenet5", "image_shape": [1, 8, 8], "classes": 10, "mean": [0.3], "std": [0.4]}
 
 
-def small_contents():
+def small_contents(min_features=8):
     torch.manual_seed(0)
     model = models.build("lenet5", (1, 8, 8), 10, [0.3], [0.4])
-    tdlrt.tuckerize(model, ranks={"conv2": (7, 5), "fc1": 6, "fc2": 3})
+    tdlrt.tuckerize(model, ranks={"conv2": (7, 5), "fc1": 6, "fc2": 3}, min_features=min_features)
     config = {"dense": False, "modes": "channels", "dtype": "float32"}
     empty = {key: {} for key in checkpoint.KEYS}
     return {**empty, "config": config, "network": NETWORK, "model": model.state_dict(), "metrics": []}, model
@@ -38,8 +38,10 @@ def refusal(path):
     return message
 
 
-def test_the_network_comes_back_with_its_ranks(tmp_path):
-    contents, model = small_contents()
+@pytest.mark.parametrize("min_features", [0, 8, 16])
+def test_the_network_comes_back_with_its_ranks(tmp_path, min_features):
+    """Also where other layers were left dense than `tuckerize` leaves by default."""
+    contents, model = small_contents(min_features)
     checkpoint.save(tmp_path / "checkpoint.pt", contents)
     for path in (tmp_path, tmp_path / "checkpoint.pt"):
         again = checkpoint.network(checkpoint.load(path))

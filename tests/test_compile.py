@@ -18,7 +18,7 @@ def network(path):
         *(nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, **GEOMETRY)),
         *(nn.Flatten(), nn.Linear(12 * 16, 10)),
     )
-    model = tdlrt.tuckerize(model, ranks=0.4)
+    model = tdlrt.tuckerize(model, ranks=0.4, min_features=8)
     for i in (0, 3, 5):
         model[i].path = path
     return model
@@ -88,7 +88,7 @@ def test_reused_layers_and_micro_batches_in_one_graph(retain):
     ends = []
     for in_one_graph in (False, True):
         torch.manual_seed(0)
-        model = tdlrt.tuckerize(Reused(), ranks=0.4, embeddings=True)
+        model = tdlrt.tuckerize(Reused(), ranks=0.4, min_features=8, embeddings=True)
         optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.05, retain=retain)
         forward = torch.compile(model, backend="aot_eager", fullgraph=True) if in_one_graph else model
         for step in range(3):

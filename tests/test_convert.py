@@ -20,8 +20,8 @@ class Mixed(nn.Module):
         self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
         self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
         self.recurrent = nn.GRU(16, 16, batch_first=True)
-        self.head = nn.Linear(16, 10)
-        self.tied = nn.Linear(16, 10, bias=False)
+        self.head = nn.Linear(16, 16)
+        self.tied = nn.Linear(16, 16, bias=False)
         self.tied.weight = self.head.weight
 
     def forward(self, x):
@@ -41,7 +41,7 @@ def test_what_is_replaced_and_what_is_reported(caplog):
     assert result is model
     assert kinds(model) == {"body.0"}
     for name, reason in {
-        "stem": "below min_features=8",
+        "stem": "below min_features=16",
         "depthwise": "groups=16",
         "up": "transposed",
         "attention": "attention",
@@ -51,12 +51,12 @@ def test_what_is_replaced_and_what_is_reported(caplog):
     }.items():
         assert any(name in message and reason in message for message in caplog.messages), name
     assert model.body[0].ranks == (8, 8, 3, 3)
-    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 16)
 
 
 def test_a_tolerance_leaves_dense_what_would_not_become_smaller(caplog):
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(16, 24), nn.Linear(24, 16), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 32, 3, groups=2)))
+    model = nn.Sequential(*(nn.Linear(16, 24), nn.Linear(24, 16), nn.Conv2d(16, 16, 3), nn.Conv2d(32, 32, 3, groups=2)))
     with torch.no_grad():
         model[1].weight.copy_(torch.randn(16, 2) @ torch.randn(2, 24))
     with caplog.at_level(logging.INFO, logger="tdlrt"):
@@ -78,13 +78,13 @@ def test_a_tolerance_leaves_dense_what_would_not_become_smaller(caplog):
 
 def test_wide_groups_get_a_tucker_weight_each():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(16, 24, 3, groups=2), nn.ReLU(), nn.Conv2d(24, 24, 3, groups=4)).double()
-    x = torch.randn(2, 16, 7, 7, dtype=torch.float64)
+    model = nn.Sequential(nn.Conv2d(32, 48, 3, groups=2), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=4)).double()
+    x = torch.randn(2, 32, 7, 7, dtype=torch.float64)
     full = tdlrt.tuckerize(copy.deepcopy(model))
     assert torch.allclose(full(x), model(x), atol=1e-12)
-    assert kinds(full) == {"0.groups.0", "0.groups.1"}  # the groups of the other have 6 channels
+    assert kinds(full) == {"0.groups.0", "0.groups.1"}  # the groups of the other have 12 channels
     assert [d.reason for d in tdlrt.plan(full)] == [
-        "its smaller side in each of its 4 groups is 6, below min_features=8"
+        "its smaller side in each of its 4 groups is 12, below min_features=16"
     ]
     small = tdlrt.tuckerize(copy.deepcopy(model), ranks=3)
     assert set(tdlrt.ranks(small).values()) == {(3, 3, 3, 3)}
@@ -137,10 +137,12 @@ def test_skip_min_features_and_dicts():
     def net():
         return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.Flatten(), nn.Linear(24, 10))
 
-    assert kinds(tdlrt.tuckerize(net(), ranks=4)) == {"2", "4"}
+    assert kinds(tdlrt.tuckerize(net(), ranks=4)) == {"2"}
+    assert kinds(tdlrt.tuckerize(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 15)))) == {"0"}
+    assert kinds(tdlrt.tuckerize(net(), ranks=4, min_features=10)) == {"2", "4"}
     assert kinds(tdlrt.tuckerize(net(), ranks=4, min_features=0)) == {"0", "2", "4"}
-    assert kinds(tdlrt.tuckerize(net(), ranks=4, skip=("4",))) == {"2"}
-    model = tdlrt.tuckerize(net(), ranks={"2": (6, 5), "4": 0.5})
+    assert kinds(tdlrt.tuckerize(net(), ranks=4, min_features=0, skip=("4",))) == {"0", "2"}
+    model = tdlrt.tuckerize(net(), ranks={"2": (6, 5), "4": 0.5}, min_features=8)
     assert model[2].ranks == (6, 5, 3, 3)
     assert model[4].ranks == (5, 5)  # half of 24 would be infeasible beside half of 10
     with pytest.raises(ValueError, match="names 'conv9', but no such layer exists"):
@@ -178,7 +180,7 @@ def test_dense_and_sequential_copies_compute_the_same(modes):
         *(nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, stride=2)),
         *(nn.Flatten(), nn.Linear(12 * 9, 10)),
     )
-    model = tdlrt.tuckerize(model.double(), ranks=0.5, modes=modes).eval()
+    model = tdlrt.tuckerize(model.double(), ranks=0.5, modes=modes, min_features=8).eval()
     before = copy.deepcopy(model.state_dict())
     x = torch.randn(2, 8, 8, 8, dtype=torch.float64)
     for convert in (tdlrt.to_dense, tdlrt.to_sequential):
@@ -193,11 +195,11 @@ def test_a_model_on_the_meta_device_takes_ranks_and_is_filled_later():
     def net():
         return nn.Sequential(nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 9, 10))
 
-    model = tdlrt.tuckerize(net().to("meta"), ranks=0.5)
+    model = tdlrt.tuckerize(net().to("meta"), ranks=0.5, min_features=8)
     assert all(p.is_meta for p in model.parameters())
     with pytest.raises(ValueError, match="meta device has no values"):
-        tdlrt.tuckerize(net().to("meta"), tol=0.1)
-    stored = tdlrt.tuckerize(net(), ranks=3)
+        tdlrt.tuckerize(net().to("meta"), tol=0.1, min_features=8)
+    stored = tdlrt.tuckerize(net(), ranks=3, min_features=8)
     model.to_empty(device="cpu").load_state_dict(stored.state_dict())
     x = torch.randn(2, 8, 5, 5)
     assert torch.equal(model(x), stored(x))
@@ -217,7 +219,8 @@ def test_requires_grad_and_training_mode_are_kept():
 
 
 def test_compression_counts_what_is_stored():
-    model = tdlrt.tuckerize(nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1, bias=False)), ranks=4)
+    model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 1, bias=False))
+    model = tdlrt.tuckerize(model, ranks=4, min_features=8)
     found = tdlrt.compression(model)
     first = 32 * 4 + 16 * 4 + 4 * 4 * 9
     second = 8 * 4 + 32 * 4 + 16
@@ -250,9 +253,9 @@ def test_multiply_adds_of_window_factors_are_those_of_the_absorbed_core():
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
 def test_a_weight_that_is_made_of_others_stays_dense(change, reason):
-    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3)).eval()
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3)).eval()
     change(model[0])
-    kind, x = type(model[0]), torch.randn(2, 8, 6, 6)
+    kind, x = type(model[0]), torch.randn(2, 16, 6, 6)
     y = model[0](x)
     assert reason in tdlrt.plan(model)[0].reason
     tdlrt.tuckerize(model, ranks=0.5)
@@ -262,13 +265,13 @@ def test_a_weight_that_is_made_of_others_stays_dense(change, reason):
 
 
 def test_a_lazy_layer_says_that_it_wants_a_forward_pass():
-    model = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(10))
+    model = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(16))
     assert all("run the model once" in d.reason for d in tdlrt.plan(model))
-    model(torch.randn(2, 8, 5, 5))
+    model(torch.randn(2, 16, 5, 5))
     assert all(d.reason is None for d in tdlrt.plan(model))
 
 
-@pytest.mark.parametrize("there", [lambda m: tdlrt.tuckerize(m, ranks=4), lambda m: tdlrt.adapt(m, ranks=4)])
+@pytest.mark.parametrize("there", [lambda m: tdlrt.tuckerize(m, 4, min_features=8), lambda m: tdlrt.adapt(m, ranks=4)])
 @pytest.mark.parametrize("back", [tdlrt.to_dense, tdlrt.to_sequential, tdlrt.merge, lambda m: m])
 def test_hooks_of_users_go_along_and_their_handles_work(there, back):
     torch.manual_seed(0)
@@ -313,8 +316,8 @@ def test_transformer_encoders_infer_by_their_fast_path_or_leave_it(back, masked)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_model_is_factorised_for_inference(dtype):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(144, 12))
-    x = torch.randn(2, 8, 5, 5)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(144, 16))
+    x = torch.randn(2, 16, 5, 5)
     y = model(x).float()
     half = tdlrt.tuckerize(model.to(dtype))
     assert half[0].core.dtype == half[2].factors[0].dtype == dtype

@@ -463,7 +463,7 @@ def test_training_steps_are_those_of_the_host(base, device):
     weights, ranks = [], []
     for where, backend in ((device, None), (torch.device("cpu"), "reference")):
         with tk.use_backend(backend):
-            model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=0.5).to(where)
+            model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=0.5, min_features=8).to(where)
             optimizer = tdlrt.TDLRT(model, lr=0.01, tol=0.05, base=base, **({"momentum": 0.9} if base == "sgd" else {}))
             for _ in range(3):
                 optimizer.zero_grad()

@@ -33,7 +33,7 @@ def network(seed, dtype=torch.float64):
         *(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.ReLU()),
         *(nn.Flatten(), nn.Linear(12 * 9, 16), nn.Tanh(), nn.Linear(16, 4)),
     )
-    return tdlrt.tuckerize(model.to(dtype), ranks=0.3)
+    return tdlrt.tuckerize(model.to(dtype), ranks=0.3, min_features=8)
 
 
 def batch(step, size, dtype=torch.float64):

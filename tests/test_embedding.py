@@ -58,7 +58,7 @@ def test_one_pass_equals_two_pass(scale):
     found = []
     for integrator in ("one_pass", "two_pass"):
         torch.manual_seed(2)
-        model = tdlrt.tuckerize(Language().double(), ranks=4, embeddings=True)
+        model = tdlrt.tuckerize(Language().double(), ranks=4, embeddings=True, min_features=8)
         optimizer = tdlrt.TDLRT(model, lr=0.5, momentum=0.9, tol=1e-4, integrator=integrator)
         x = torch.randint(0, 30, (7, 5))
 
@@ -85,16 +85,17 @@ def test_which_embeddings_are_replaced(caplog):
     tied = copy.deepcopy(model)
     tied.head = nn.Linear(12, 30)
     tied.head.weight = tied.embedding.weight
-    assert not hasattr(tdlrt.tuckerize(copy.deepcopy(model), ranks=4).embedding, "core"), "only if asked to"
+    unasked = tdlrt.tuckerize(copy.deepcopy(model), ranks=4, min_features=8)
+    assert not hasattr(unasked.embedding, "core")
     with caplog.at_level(logging.INFO, logger="tdlrt"):
-        tdlrt.tuckerize(tied, ranks=4, embeddings=True)
+        tdlrt.tuckerize(tied, ranks=4, embeddings=True, min_features=8)
     assert isinstance(tied.embedding, nn.Embedding)
     assert any("embedding" in message and "shared" in message for message in caplog.messages)
-    (decision,) = tdlrt.plan(nn.Embedding(30, 12, padding_idx=0), embeddings=True)
+    (decision,) = tdlrt.plan(nn.Embedding(30, 16, padding_idx=0), embeddings=True)
     assert decision.reason == "embedding with padding_idx=0"
     with pytest.raises(ValueError, match="sparse=True"):
         tdlrt.TuckerEmbedding.from_dense(nn.Embedding(30, 12, sparse=True))
-    replaced = tdlrt.tuckerize(model, ranks=4, embeddings=True)
+    replaced = tdlrt.tuckerize(model, ranks=4, embeddings=True, min_features=8)
     counts = tdlrt.compression(replaced)
     assert counts.multiply_adds == 4 * (4 + 12) + 4 * (12 + 4 + 16) + 4 * (16 + 4 + 30)
     assert counts.dense_multiply_adds == 12 * 16 + 16 * 30

@@ -19,7 +19,7 @@ def test_literal_steps_equal_tdlrt_steps():
         *(nn.Conv2d(12, 16, 3, stride=2, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)),
     ).double()
     rival = literal.literal(copy.deepcopy(dense), 0.5).eval()  # its two passes would count statistics twice
-    model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=0.5, skip=("6",)).eval()
+    model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=0.5, min_features=8, skip=("6",)).eval()
     optimizer = tdlrt.TDLRT(model, lr=0.1, tol=None)
 
     def full(layer):

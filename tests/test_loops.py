@@ -67,7 +67,7 @@ def test_the_discriminator_forgets_the_pass_that_trained_the_generator():
     torch.manual_seed(0)
     generator = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12)).double()
     discriminator = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16)).double()
-    models = [tdlrt.tuckerize(m, ranks=0.5) for m in (generator, discriminator)]
+    models = [tdlrt.tuckerize(m, ranks=0.5, min_features=8) for m in (generator, discriminator)]
     optimizers = [tdlrt.TDLRT(m, lr=0.05, tol=0.1) for m in models]
     z = torch.randn(5, 6, dtype=torch.float64)
     for _ in range(3):

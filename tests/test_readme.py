@@ -20,7 +20,7 @@ def blocks_of(text):
 
 def test_the_python_blocks_run_in_order():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.Flatten(), nn.Linear(12 * 16, 10))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(16 * 16, 10))
     x, y = torch.randn(4, 3, 8, 8), torch.arange(4)
     given = {"model": model, "loader": [(x, y)] * 3, "criterion": nn.CrossEntropyLoss()}
     before = criterion_of(given)

@@ -124,15 +124,15 @@ def test_what_is_written_is_what_happened(tmp_path):
     assert lines[-1]["test_loss"] == pytest.approx(float(loss), rel=1e-5)
     assert {name: tuple(r) for name, r in lines[-1]["ranks"].items()} == tdlrt.ranks(model)
     kept = dense = 0
-    for layer in (model.conv2, model.fc1, model.fc2):
+    for layer in (model.conv2, model.fc1):
         kept += sum(p.numel() for p in layer.parameters()) - layer.bias.numel()
         dense += math.prod(layer.weight_shape)
     assert lines[-1]["compression"] == pytest.approx(1 - kept / dense)
-    # Rank history: a row per step, columns are conv2, fc1 and fc2, output and input mode; the last row is the end.
+    # Rank history: a row per step, columns are conv2 and fc1, output and input mode; the last row is the end.
     ranks = tdlrt.ranks(model)
-    assert stored["history"].shape == (12, 6)
-    assert stored["history"][-1].tolist() == [*ranks["conv2"][:2], *ranks["fc1"], *ranks["fc2"]]
-    assert stored["history"][5].tolist() == [r for n in ("conv2", "fc1", "fc2") for r in lines[0]["ranks"][n][:2]]
+    assert stored["history"].shape == (12, 4)
+    assert stored["history"][-1].tolist() == [*ranks["conv2"][:2], *ranks["fc1"]]
+    assert stored["history"][5].tolist() == [r for n in ("conv2", "fc1") for r in lines[0]["ranks"][n][:2]]
     assert (stored["history"][0] > stored["history"][-1]).any(), "tol=0.3 cuts ranks"
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["test_accuracy"] == lines[-1]["accuracy"]

@@ -33,12 +33,14 @@ def adapt(
     Args:
         model: changed in place and returned (a model that is itself one layer is returned as a new one). All of its
             parameters are frozen; set `requires_grad` again on those that shall be trained too (a new head, norms).
-        ranks, modes, skip, min_features: as in `tuckerize`; `ranks` is where they start.
+        ranks, modes, skip, min_features: as in `tuckerize`; `ranks` is where they start. A small head gets an adapter,
+            since beside a frozen weight nothing else would train it.
 
     With several processes give the bare model to `TDLRT(model, process_group=torch.distributed.group.WORLD)`: where all
     else is frozen, `DistributedDataParallel` refuses to wrap it.
 
-    What gets no adapter is logged at level INFO with the reason; `tdlrt.plan` returns the same list.
+    What gets no adapter is logged at level INFO with the reason; `tdlrt.plan(model, min_features=8)` returns the same
+    list.
     """
 
     def adapter(layer, ranks):

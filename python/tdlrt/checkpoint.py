@@ -152,9 +152,10 @@ def network(contents):
     model = models.build(own["name"], own["image_shape"], own["classes"], own["mean"], own["std"])
     model = model.to(getattr(torch, config["dtype"]))
     if not config["dense"]:
-        # Rank 1 is cheap to build; loading resizes every layer to the ranks in the state dict. `compress` leaves dense
-        # what it cannot make smaller.
-        dense = [d.name for d in plan(model) if d.reason is None and f"{d.name}.weight" in contents["model"]]
-        tuckerize(model, ranks=1, modes=config["modes"], skip=dense)
+        # Rank 1 is cheap to build; loading resizes every layer to the ranks in the state dict, which alone says what is
+        # dense: defaults have changed, and `compress` leaves what it cannot make smaller.
+        eligible = [d.name for d in plan(model, min_features=0) if d.reason is None]
+        dense = [name for name in eligible if f"{name}.weight" in contents["model"]]
+        tuckerize(model, ranks=1, modes=config["modes"], skip=dense, min_features=0)
     model.load_state_dict(contents["model"])
     return model.eval()

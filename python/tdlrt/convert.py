@@ -27,6 +27,9 @@ from tucker_kernels.validation import at_least, flag, shown
 
 log = logging.getLogger("tdlrt")
 
+# Factors beside a side of ten save little, and a fraction of ten is a rank of two.
+MIN_FEATURES = 16
+
 Model = TypeVar("Model", bound=nn.Module)  # a model that is itself one layer comes back as another class
 
 TUCKER_CLASS = {nn.Conv1d: TuckerConv1d, nn.Conv2d: TuckerConv2d, nn.Conv3d: TuckerConv3d, nn.Linear: TuckerLinear}
@@ -53,7 +56,9 @@ class Decision:
     reason: str | None
 
 
-def plan(model: nn.Module, skip: Sequence[str] = (), min_features: int = 8, embeddings: bool = False) -> list[Decision]:
+def plan(
+    model: nn.Module, skip: Sequence[str] = (), min_features: int = MIN_FEATURES, embeddings: bool = False
+) -> list[Decision]:
     """The layers of a model that have a weight, each with what `tuckerize` would do with it and why.
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
@@ -127,7 +132,7 @@ def tuckerize(
     tol: float | None = None,
     modes: Modes = "channels",
     skip: Sequence[str] = (),
-    min_features: int = 8,
+    min_features: int = MIN_FEATURES,
     method: Literal["hosvd", "hooi"] = "hosvd",
     embeddings: bool = False,
     keep_larger: bool = False,
@@ -146,7 +151,8 @@ def tuckerize(
             True replaces it all the same. `ranks` are always taken as given.
         modes: "channels" (a factor on output and input channels) or "all" (on the window too).
         skip: names or patterns of layers to leave dense.
-        min_features: layers whose smaller side (of C_out, C_in; of each group) is below it stay dense; 0 for none.
+        min_features: layers whose smaller side (of C_out, C_in; of each group) is below it stay dense, as the head of
+            ten classes does; 0 for none.
         method: "hosvd", or "hooi" for weights a little nearer to the dense ones at the same ranks.
         embeddings: whether `nn.Embedding`s are replaced too (`TuckerEmbedding`).
 
