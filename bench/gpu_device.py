@@ -87,32 +87,39 @@ class Stand:
     @staticmethod
     def kernels(call):
         """As the card would name them; the executor does not say how long each took."""
-        import tucker_kernels.cuda as cuda
-
-        found, forward = [], cuda._C
-
-        class Recorder:
-            def __getattr__(self, name):
-                def run(dtype, problems, workspace, size, stream):
-                    if workspace:
-                        plan = getattr(_module(), f"{name}_plan")(dtype, problems, workspace, *Stand.plan_arguments())
-                        found.extend(
-                            [("tk::store_table", 1e-6), *((f"tk::{p['kernel']}", 1e-6) for p in plan["launches"])]
-                        )
-                    return getattr(forward, name)(dtype, problems, workspace, size, stream)
-
-                return run
-
-        cuda._C = Recorder()
-        try:
-            call()
-        finally:
-            cuda._C = forward
+        found = []
+        for *_, plan in plans(call, Stand):
+            found += [("tk::store_table", 1e-6), *((f"tk::{p['kernel']}", 1e-6) for p in plan["launches"])]
         return found
 
     @staticmethod
     def plan_arguments():
         return 2, 101376
+
+
+def plans(call, card):
+    """[(operator, dtype code, launch plan)] of what the call runs on the CUDA back end."""
+    from tucker_kernels import cuda
+
+    found, compiled = [], cuda._C
+
+    class Recorder:
+        def __getattr__(self, name):
+            def run(dtype, *arguments):
+                *problems, workspace, _, _ = arguments
+                if workspace:
+                    plan = getattr(_module(), f"{name}_plan")(dtype, *problems, workspace, *card.plan_arguments())
+                    found.append((name.removesuffix("_cuda"), dtype, plan))
+                return getattr(compiled, name)(dtype, *arguments)
+
+            return run
+
+    cuda._C = Recorder()
+    try:
+        call()
+    finally:
+        cuda._C = compiled
+    return found
 
 
 def _module():

@@ -12,9 +12,7 @@ import sys
 
 import gpu_step
 import torch
-from gpu_device import Rows, _module, arguments, opened
-
-from tucker_kernels import cuda
+from gpu_device import Rows, arguments, opened, plans
 
 DOUBLE = ("gram", "triangular_product", "semidefinite_cholesky", "finish_truncation")
 
@@ -45,39 +43,6 @@ def cost(kernel, p, size):
     if kernel == "jacobi_svd":
         return 3 * p["size"] ** 3, 2 * size * p["size"] ** 2
     return 0, 8 * p.get("tiles", 0)
-
-
-class Problems:
-    """Stands before the compiled module and remembers what the operators gave it."""
-
-    def __init__(self, module):
-        self._module, self.calls = module, []
-
-    def __getattr__(self, name):
-        def call(dtype, problems, workspace, size, stream):
-            if workspace:
-                self.calls.append((name, dtype, problems))
-            return getattr(self._module, name)(dtype, problems, workspace, size, stream)
-
-        return call
-
-
-def plans(call, card):
-    """[(operator, dtype code, launches)] of what the call would launch."""
-    before = cuda._C
-    cuda._C = recorder = Problems(before)
-    try:
-        call()
-    finally:
-        cuda._C = before
-    return [
-        (
-            name.removesuffix("_cuda"),
-            dtype,
-            getattr(_module(), f"{name}_plan")(dtype, problems, 256, *card.plan_arguments()),
-        )
-        for name, dtype, problems in recorder.calls
-    ]
 
 
 def measure(card, operator, call, rates, rows):

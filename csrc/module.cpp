@@ -8,38 +8,10 @@
 
 #include <array>
 #include <cstring>
-#include <type_traits>
-#include <vector>
 
 #include "tucker_kernels.h"
 
 namespace py = pybind11;
-
-namespace {
-
-// How Python gives an argument of a C function, and back: addresses and enumerators are integers.
-template <class A>
-using Given =
-    std::conditional_t<std::is_pointer_v<A>, uintptr_t, std::conditional_t<std::is_enum_v<A>, int, A>>;
-
-template <class A>
-A taken(Given<A> given) {
-  if constexpr (std::is_pointer_v<A>)
-    return reinterpret_cast<A>(given);
-  else
-    return static_cast<A>(given);
-}
-
-// Binds a function as the header declares it, argument by argument; it runs without the interpreter's lock.
-template <class... A>
-void bind(py::module_& m, const char* name, tk_status (*function)(A...)) {
-  m.def(name, [=](Given<A>... given) {
-    py::gil_scoped_release release;
-    check(function(taken<A>(given)...), name);
-  });
-}
-
-}  // namespace
 
 void bind_cuda(py::module_& m);  // module_cuda.cpp
 
@@ -57,6 +29,7 @@ PYBIND11_MODULE(_C, m) {
   bind_cuda(m);
 
   bind(m, "mode_dot_cpu", tk_mode_dot_cpu);
+  bind(m, "multi_mode_dot_cpu", tk_multi_mode_dot_cpu);
   bind(m, "cross_gram_cpu", tk_cross_gram_cpu);
   bind(m, "tangent_basis_cpu", tk_tangent_basis_cpu);
   bind(m, "rotate_bases_cpu", tk_rotate_bases_cpu);
@@ -65,15 +38,6 @@ PYBIND11_MODULE(_C, m) {
   bind(m, "batched_svd_cpu", tk_batched_svd_cpu);
   bind(m, "hosvd_truncate_cpu", tk_hosvd_truncate_cpu);
   m.attr("max_modes") = static_cast<int>(TK_MAX_MODES);
-
-  m.def("multi_mode_dot_cpu", [](int dtype, const std::vector<GivenProducts>& given, int threads) {
-    std::vector<tk_mode_products> problems;
-    for (const GivenProducts& products : given) problems.push_back(mode_products(products));
-    py::gil_scoped_release release;
-    check(tk_multi_mode_dot_cpu(static_cast<tk_dtype>(dtype), problems.data(), int64_t(problems.size()),
-                                threads),
-          "multi_mode_dot");
-  });
 
   // geometry: batch, n_in, n_out, r_in, r_out, then {rows, columns} of size, out_size, window, stride,
   // padding, dilation.

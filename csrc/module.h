@@ -1,12 +1,13 @@
-// What both halves of the bindings read problems with: addresses are integers, each problem is one tuple.
+// What both halves of the bindings share. Addresses are integers; problems are tables of the header's
+// structs, which Python writes eight bytes a field.
 #pragma once
 
-#include <algorithm>
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <tuple>
-#include <vector>
+#include <type_traits>
 
 #include "tucker_kernels.h"
 
@@ -20,32 +21,24 @@ inline void check(tk_status status, const char* what) {
   if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
 }
 
-using Addresses = std::vector<uintptr_t>;
-using Sizes = std::vector<int64_t>;
+// How Python gives an argument of a C function, and back: addresses and enumerators are integers.
+template <class A>
+using Given =
+    std::conditional_t<std::is_pointer_v<A>, uintptr_t, std::conditional_t<std::is_enum_v<A>, int, A>>;
 
-inline void copy_sizes(const char* what, const Sizes& from, int64_t (&to)[TK_MAX_MODES], size_t expected) {
-  if (from.size() != expected || expected > TK_MAX_MODES)
-    throw std::runtime_error(std::string(what) +
-                             ": at most 8 modes, and as many entries as modes in every list");
-  std::copy(from.begin(), from.end(), to);
+template <class A>
+A taken(Given<A> given) {
+  if constexpr (std::is_pointer_v<A>)
+    return reinterpret_cast<A>(given);
+  else
+    return static_cast<A>(given);
 }
 
-// (tensor, out, shape, modes, rows, matrices, transpose)
-using GivenProducts = std::tuple<uintptr_t, uintptr_t, Sizes, Sizes, Sizes, Addresses, bool>;
-inline tk_mode_products mode_products(const GivenProducts& given) {
-  const auto& [tensor, out, shape, modes, rows, matrices, transpose] = given;
-  tk_mode_products p{};
-  p.tensor = pointer(tensor);
-  p.out = pointer(out);
-  p.ndim = static_cast<int32_t>(shape.size());
-  p.products = static_cast<int32_t>(modes.size());
-  p.transpose = transpose;
-  copy_sizes("multi_mode_dot", shape, p.shape, shape.size());
-  copy_sizes("multi_mode_dot", rows, p.rows, modes.size());
-  if (matrices.size() != modes.size()) throw std::runtime_error("multi_mode_dot: one matrix for each mode");
-  for (size_t k = 0; k < modes.size(); ++k) {
-    p.modes[k] = static_cast<int32_t>(modes[k]);
-    p.matrices[k] = pointer(matrices[k]);
-  }
-  return p;
+// Binds a function as the header declares it, argument by argument; it runs without the interpreter's lock.
+template <class... A>
+void bind(pybind11::module_& m, const std::string& name, tk_status (*function)(A...)) {
+  m.def(name.c_str(), [=](Given<A>... given) {
+    pybind11::gil_scoped_release release;
+    check(function(taken<A>(given)...), name.c_str());
+  });
 }

@@ -1,7 +1,7 @@
-// The CUDA half of the bindings. NAME_cuda_plan(arguments…, device) is in every build and shows what an
-// operator would launch. NAME_cuda(arguments…, workspace, bytes, stream) is there where kernels were
-// compiled; a workspace of 0 asks for its size. NAME_cuda_at(function, …) is the same with the C function at
-// an address, for kernels in another library. Addresses are integers; each problem is one tuple.
+// The CUDA half of the bindings. NAME_cuda_plan(dtype, problems, count, …, workspace, multiprocessors,
+// shared_bytes) is in every build and shows what an operator would launch. NAME_cuda takes the arguments of
+// tk_NAME_cuda and is there where kernels were compiled. NAME_cuda_at(function, …) is the same with the C
+// function at an address, for kernels in another library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -131,131 +131,43 @@ py::dict describe(const tk::Plan& plan) {
   return out;
 }
 
-template <class Problem>
-using Call = tk_status(tk_dtype, int32_t, const Problem*, void*, int64_t*, void*);
-
-// Binds one operator, every way. `convert` makes the C struct of what Python gives per problem.
-template <class Given, class Problem>
-void bind(py::module_& m, const char* name, Problem (*convert)(const Given&),
-          tk::PlanFunction<Problem> make_plan, Call<Problem>* call) {
-  const std::string what = name;
-  const auto converted = [convert](const std::vector<Given>& given) {
-    std::vector<Problem> problems;
-    for (const Given& one : given) problems.push_back(convert(one));
-    return problems;
-  };
-  m.def((what + "_cuda_plan").c_str(), [=](int dtype, const std::vector<Given>& given, uintptr_t workspace,
-                                           int multiprocessors, int64_t shared_bytes) {
-    const auto problems = converted(given);
+// Binds one operator, every way. `call` is null where no kernels were compiled.
+template <class Problem, class... Rest, class... A>
+void bind_every_way(py::module_& m, const std::string& name, tk::PlanFunction<Problem, Rest...>* make_plan,
+                    tk_status (*call)(A...)) {
+  m.def((name + "_cuda_plan").c_str(), [=](int dtype, uintptr_t problems, int64_t count, Given<Rest>... rest,
+                                           uintptr_t workspace, int multiprocessors, int64_t shared_bytes) {
     tk::Plan plan;
-    check(make_plan(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
-                    reinterpret_cast<void*>(workspace), {multiprocessors, shared_bytes}, &plan),
-          what.c_str());
+    check(make_plan(static_cast<tk_dtype>(dtype), pointer<const Problem>(problems), count, pointer(workspace),
+                    {multiprocessors, shared_bytes}, &plan, taken<Rest>(rest)...),
+          name.c_str());
     return describe(plan);
   });
-  const auto run = [=](Call<Problem>* function, int dtype, const std::vector<Given>& given,
-                       uintptr_t workspace, int64_t bytes, uintptr_t stream) {
-    const auto problems = converted(given);
-    check(function(static_cast<tk_dtype>(dtype), static_cast<int32_t>(problems.size()), problems.data(),
-                   reinterpret_cast<void*>(workspace), &bytes, reinterpret_cast<void*>(stream)),
-          what.c_str());
-    return bytes;
-  };
-  m.def((what + "_cuda_at").c_str(), [=](uintptr_t function, int dtype, const std::vector<Given>& given,
-                                         uintptr_t workspace, int64_t bytes, uintptr_t stream) {
-    return run(reinterpret_cast<Call<Problem>*>(function), dtype, given, workspace, bytes, stream);
+  m.def((name + "_cuda_at").c_str(), [=](uintptr_t function, Given<A>... given) {
+    check(reinterpret_cast<decltype(call)>(function)(taken<A>(given)...), name.c_str());
   });
-  if (call != nullptr)
-    m.def((what + "_cuda").c_str(),
-          [=](int dtype, const std::vector<Given>& given, uintptr_t workspace, int64_t bytes,
-              uintptr_t stream) { return run(call, dtype, given, workspace, bytes, stream); });
+  if (call) bind(m, name + "_cuda", call);
 }
 
-// (a, b, out, outer, inner, a_size, b_size)
-using GivenCrossGram = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
-tk_cross_gram cross_gram(const GivenCrossGram& given) {
-  const auto& [a, b, out, outer, inner, a_size, b_size] = given;
-  return {pointer(a), pointer(b), pointer(out), outer, inner, a_size, b_size};
-}
-
-// (basis, direction, tangent, kept, n, r, p)
-using GivenTangent = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t>;
-tk_tangent tangent(const GivenTangent& given) {
-  const auto& [basis, direction, out, kept, n, r, columns] = given;
-  return {pointer(basis), pointer(direction), pointer(out), pointer<int64_t>(kept), n, r, columns};
-}
-
-// (core, new_core, projections, ranks, error, shape, min_ranks, max_ranks, width, tol, per_mode, sweeps)
-using GivenTruncation = std::tuple<uintptr_t, uintptr_t, Addresses, uintptr_t, uintptr_t, Sizes, Sizes, Sizes,
-                                   int32_t, double, bool, int32_t>;
-tk_truncation truncation(const GivenTruncation& given) {
-  const auto& [core, new_core, projections, ranks, error, shape, least, most, width, tol, per_mode, sweeps] =
-      given;
-  tk_truncation p{};
-  p.core = pointer(core);
-  p.new_core = pointer(new_core);
-  p.ranks = pointer<int64_t>(ranks);
-  p.error = pointer<double>(error);
-  p.tol = tol;
-  p.ndim = static_cast<int32_t>(shape.size());
-  p.width = width;
-  p.per_mode = per_mode;
-  p.sweeps = sweeps;
-  copy_sizes("hosvd_truncate", shape, p.shape, shape.size());
-  copy_sizes("hosvd_truncate", least, p.min_ranks, shape.size());
-  copy_sizes("hosvd_truncate", most, p.max_ranks, shape.size());
-  if (projections.size() != shape.size())
-    throw std::runtime_error("hosvd_truncate: one projection for each mode");
-  for (size_t d = 0; d < shape.size(); ++d) p.projections[d] = pointer(projections[d]);
-  return p;
-}
-
-// (basis, rotation, rotated, n, size, rank, rotation_row)
-using GivenRotation = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
-tk_rotation_problem rotation(const GivenRotation& given) {
-  const auto& [basis, matrix, rotated, n, size, rank, row] = given;
-  return {pointer(basis), pointer(matrix), pointer(rotated), n, size, rank, row};
-}
-
-// (tensor, right_side, solution, outer, n, inner, rows)
-using GivenGramSolve = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t>;
-tk_gram_solve_problem gram_solve(const GivenGramSolve& given) {
-  const auto& [tensor, right_side, solution, outer, n, inner, rows] = given;
-  return {pointer(tensor), pointer(right_side), pointer(solution), outer, n, inner, rows};
-}
-
-// (matrix, q, r, m, n)
-using GivenQR = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
-tk_qr_problem qr(const GivenQR& given) {
-  const auto& [matrix, q, r, m, n] = given;
-  return {pointer(matrix), pointer(q), pointer(r), m, n};
-}
-
-// (matrix, u, s, vh, m, n)
-using GivenSVD = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t>;
-tk_svd_problem svd(const GivenSVD& given) {
-  const auto& [matrix, u, s, vh, m, n] = given;
-  return {pointer(matrix), pointer(u), pointer(s), pointer(vh), m, n};
-}
+}  // namespace
 
 #if defined(TK_CUDA_ARCHITECTURES)
 #define TK_CALL(function) function
 #else
-#define TK_CALL(function) static_cast<decltype(&function)>(nullptr)  // untyped, std::bind would be chosen
+#define TK_CALL(function) static_cast<decltype(&function)>(nullptr)
 #endif
-
-}  // namespace
+#define TK_BIND(name) bind_every_way(m, #name, tk::name##_plan, TK_CALL(tk_##name##_cuda))
 
 void bind_cuda(py::module_& m) {
 #if defined(TK_CUDA_ARCHITECTURES)
   m.def("cuda_architectures", &tk_cuda_architectures);
 #endif
-  bind(m, "multi_mode_dot", mode_products, tk::multi_mode_dot_plan, TK_CALL(tk_multi_mode_dot_cuda));
-  bind(m, "cross_gram", cross_gram, tk::cross_gram_plan, TK_CALL(tk_cross_gram_cuda));
-  bind(m, "tangent_basis", tangent, tk::tangent_basis_plan, TK_CALL(tk_tangent_basis_cuda));
-  bind(m, "hosvd_truncate", truncation, tk::hosvd_truncate_plan, TK_CALL(tk_hosvd_truncate_cuda));
-  bind(m, "batched_qr", qr, tk::batched_qr_plan, TK_CALL(tk_batched_qr_cuda));
-  bind(m, "batched_svd", svd, tk::batched_svd_plan, TK_CALL(tk_batched_svd_cuda));
-  bind(m, "rotate_bases", rotation, tk::rotate_bases_plan, TK_CALL(tk_rotate_bases_cuda));
-  bind(m, "gram_solve", gram_solve, tk::gram_solve_plan, TK_CALL(tk_gram_solve_cuda));
+  TK_BIND(multi_mode_dot);
+  TK_BIND(cross_gram);
+  TK_BIND(tangent_basis);
+  TK_BIND(hosvd_truncate);
+  TK_BIND(rotate_bases);
+  TK_BIND(gram_solve);
+  TK_BIND(batched_qr);
+  TK_BIND(batched_svd);
 }

@@ -142,8 +142,8 @@ def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch)
     called = []
     if device == "emulated":  # the CUDA back end over csrc/emu
         emulated.install(monkeypatch)
-        launch = cuda._launch
-        monkeypatch.setattr(cuda, "_launch", lambda name, *rest: (called.append(name), launch(name, *rest)))
+        run = cuda._run
+        monkeypatch.setattr(cuda, "_run", lambda name, *rest: (called.append(name), run(name, *rest)))
     model = model_at(0.6)
     optimizer = capturable(model, base)
     data = batches(3)

@@ -4,10 +4,13 @@ They run on tensors of the `meta` device, which hold no data: `.item()`, `.cpu()
 raise there. The compiled module is replaced by the launch plans, which are host functions.
 """
 
+import ctypes
+
 import pytest
 import torch
 
-from tucker_kernels import cuda
+from tucker_kernels import cuda, dispatch
+from tucker_kernels.dispatch import implementation
 from tucker_kernels.native import native_module
 
 _C, _reason = native_module()
@@ -21,9 +24,11 @@ class Planned:
         self.calls = []
 
     def __getattr__(self, name):
-        def call(dtype, problems, workspace, size, stream):
+        def call(*given):
+            *problems, _, size_at, _ = given
             self.calls.append(name)
-            return getattr(_C, f"{name}_plan")(dtype, problems, 0, 132, 232448)["workspace"]
+            plan = getattr(_C, f"{name}_plan")(*problems, 0, 132, 232448)
+            ctypes.c_int64.from_address(size_at).value = plan["workspace"]
 
         return call
 
@@ -33,27 +38,26 @@ def tensors(*shapes):
 
 
 CALLS = {
-    "mode_dot": lambda: cuda.mode_dot(*tensors((4, 5, 6), (3, 5)), 1, False),
-    "multi_mode_dot": lambda: cuda.multi_mode_dot(tensors((4, 5))[0], tensors((2, 4), (3, 5)), [0, 1], False),
-    "cross_gram": lambda: cuda.cross_gram(*tensors((4, 5, 6), (4, 3, 6)), 1),
-    "tangent_basis": lambda: cuda.tangent_basis(tensors((9, 3), (8, 2)), tensors((9, 3), (8, 2))),
-    "hosvd_truncate": lambda: cuda.hosvd_truncate(
-        tensors((4, 3), (5,)), [1, 1, 1], [0.1, -1.0], [1] * 3, [2] * 3, False
-    ),
-    "rotate_bases": lambda: cuda.rotate_bases(tensors((9, 4)), tensors((4, 2))),
-    "gram_solve": lambda: cuda.gram_solve(tensors((4, 5, 3), (7, 2)), [1, 0], tensors((2, 5), (9, 7))),
-    "batched_qr": lambda: cuda.batched_qr(tensors((9, 3), (3, 9))),
-    "batched_svd": lambda: cuda.batched_svd(tensors((9, 3), (3, 9))),
+    "mode_dot": lambda: (*tensors((4, 5, 6), (3, 5)), 1, False),
+    "multi_mode_dot": lambda: (tensors((4, 5))[0], tensors((2, 4), (3, 5)), [0, 1], False),
+    "cross_gram": lambda: (*tensors((4, 5, 6), (4, 3, 6)), 1),
+    "tangent_basis": lambda: (tensors((9, 3), (8, 2)), tensors((9, 3), (8, 2))),
+    "hosvd_truncate": lambda: (tensors((4, 3), (5,)), [1, 1, 1], [0.1, -1.0], [1] * 3, [2] * 3, False),
+    "rotate_bases": lambda: (tensors((9, 4)), tensors((4, 2))),
+    "gram_solve": lambda: (tensors((4, 5, 3), (7, 2)), [1, 0], tensors((2, 5), (9, 7))),
+    "batched_qr": lambda: (tensors((9, 3), (3, 9)),),
+    "batched_svd": lambda: (tensors((9, 3), (3, 9)),),
 }
 
 
 @pytest.mark.parametrize("name", CALLS)
 def test_wrappers_read_no_value(name, monkeypatch):
-    planned = Planned()
+    planned, arguments = Planned(), CALLS[name]()
+    monkeypatch.setattr(dispatch, "_usable", lambda back_end: True)
     monkeypatch.setattr(cuda, "_C", planned)
     monkeypatch.setattr(cuda, "_stream", lambda device: 0)
     monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("a copy from the host"))
-    CALLS[name]()
+    implementation(name, "cuda")(*arguments)
     assert len(planned.calls) == 2  # the size of the workspace, then the launches
 
 

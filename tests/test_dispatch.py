@@ -163,5 +163,6 @@ def test_what_is_called_in_the_compiled_module_is_checked():
         if file.name != "cuda.py"  # a build without CUDA has none of it
         for name in re.findall(r"\b_C\.(\w+)", file.read_text().replace("torch._C.", ""))
     }
+    called |= {f"{name}_cpu" for name in re.findall(r'\brun\("(\w+)"', (package / "tables.py").read_text())}
     assert called | {"cpu_isa"} == set(CALLED)
     assert native_module()[0].max_modes == MAX_MODES

@@ -4,6 +4,7 @@ Every tile of every problem has exactly one owner, launches stay inside every de
 lies inside its workspace or its outputs.
 """
 
+import itertools
 import math
 
 import cuda_resources
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from tucker_kernels import reference
 from tucker_kernels.native import native_module
+from tucker_kernels.tables import pad
 
 _C, _reason = native_module()
 pytestmark = pytest.mark.skipif(_C is None, reason=_reason)
@@ -25,6 +27,30 @@ DEVICES = {"A100": (108, 166912), "RTX 4090": (128, 101376), "H200": (132, 23244
 devices = st.sampled_from(sorted(DEVICES))
 dtypes = st.sampled_from([0, 1])
 quick = settings(max_examples=100, deadline=None)
+
+
+def fields(name, problem):
+    """The entries of a problem's struct."""
+    if name == "multi_mode_dot":
+        tensor, out, shape, modes, rows, matrices, transpose = problem
+        return tensor, out, len(shape), len(modes), transpose, *map(pad, (shape, modes, rows, matrices))
+    if name == "hosvd_truncate":
+        core, new_core, shape, truncated, least, most, _ = problem
+        return core, new_core, len(shape), *map(pad, (shape, truncated, least, most, [OUT] * len(shape)))
+    return problem
+
+
+def plan_of(name, dtype, problems, workspace, multiprocessors, shared_bytes, per_mode=False, width=4):
+    rows = [list(np.hstack(fields(name, p))) for p in problems]
+    table = np.array(rows, np.int64)
+    rest = ()
+    if name == "tangent_basis":
+        rest = (OUT,)  # counts
+    if name == "hosvd_truncate":
+        tol = np.array([p[-1] for p in problems], np.float64)
+        rest = (tol.ctypes.data, per_mode, OUT, width, OUT)
+    call = getattr(_C, f"{name}_cuda_plan")
+    return call(dtype, table.ctypes.data, len(problems), *rest, workspace, multiprocessors, shared_bytes)
 
 
 def tiles_of(kernel, p):
@@ -71,7 +97,7 @@ def check(plan, device):
 
 
 def multi_mode_dot(dtype, problems, device):
-    return check(_C.multi_mode_dot_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    return check(plan_of("multi_mode_dot", dtype, problems, WORKSPACE, *DEVICES[device]), device)
 
 
 @st.composite
@@ -82,24 +108,33 @@ def chains(draw):
     return OUT, OUT, shape, modes, rows, [OUT] * len(modes), draw(st.booleans())
 
 
+def steps(problem, order):
+    """(elements of the result, length of the sums) of every product, in this order."""
+    _, _, shape, modes, rows, *_ = problem
+    now = list(shape)
+    for k in order:
+        depth, now[modes[k]] = now[modes[k]], rows[k]
+        yield math.prod(now), depth
+
+
 @quick
 @given(dtypes, st.lists(chains(), min_size=1, max_size=5), devices)
-def test_multi_mode_dot_multiplies_every_mode_once(dtype, problems, device):
+def test_multi_mode_dot_multiplies_every_mode_once_in_the_cheapest_order(dtype, problems, device):
     plan = multi_mode_dot(dtype, problems, device)
     assert len(plan["launches"]) == max(len(p[3]) for p in problems)
+    found = [[] for _ in problems]
     for step, launch in enumerate(plan["launches"]):
-        living = [p for p in problems if step < len(p[3])]
-        for (_, _, shape, modes, rows, *_), p in zip(living, launch["problems"], strict=True):
-            now = list(shape)
-            for mode, size in zip(modes[:step], rows[:step]):
-                now[mode] = size
-            assert p["depth"] == now[modes[step]]
-            now[modes[step]] = rows[step]
-            assert p["m"] * p["n"] == math.prod(now)
+        living = [at for p, at in zip(problems, found) if step < len(p[3])]
+        for at, p in zip(living, launch["problems"], strict=True):
+            at.append((p["m"] * p["n"], p["depth"]))
+    for problem, at in zip(problems, found):
+        possible = [list(steps(problem, order)) for order in itertools.permutations(range(len(problem[3])))]
+        assert at in possible
+        assert sum(map(math.prod, at)) == min(sum(map(math.prod, p)) for p in possible)
 
 
 def test_multi_mode_dot_leaves_out_empty_results_and_keeps_empty_sums():
-    plan = _C.multi_mode_dot_cuda_plan(0, [(OUT, OUT, [0, 4], [1], [3], [OUT], False)], WORKSPACE, 2, 101376)
+    plan = plan_of("multi_mode_dot", 0, [(OUT, OUT, [0, 4], [1], [3], [OUT], False)], WORKSPACE, 2, 101376)
     assert plan["launches"] == []
     plan = multi_mode_dot(0, [(OUT, OUT, [5, 0], [1], [3], [OUT], False)], "A100")
     assert plan["launches"][0]["problems"][0]["depth"] == 0
@@ -109,7 +144,7 @@ def test_multi_mode_dot_leaves_out_empty_results_and_keeps_empty_sums():
 @given(dtypes, *[st.integers(1, 3000)] * 2, *[st.integers(1, 300)] * 2, devices)
 def test_cross_gram_cuts_the_sum_completely(dtype, outer, inner, rows, cols, device):
     problem = (OUT, 2 * OUT, 4 * OUT, outer, inner, rows, cols)
-    plan = check(_C.cross_gram_cuda_plan(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+    plan = check(plan_of("cross_gram", dtype, [problem], WORKSPACE, *DEVICES[device]), device)
     products, *sums = plan["launches"]
     assert sum(p["depth"] for p in products["problems"]) == outer * inner
     size = 8 if dtype else 4
@@ -130,19 +165,19 @@ def _begins(outer, inner, rows, problems):
 @st.composite
 def tangents(draw):
     n = draw(st.integers(1, 1024))
-    return OUT, OUT, OUT, OUT, n, draw(st.integers(0, 1024)), draw(st.integers(1, 1024))
+    return OUT, OUT, OUT, n, draw(st.integers(0, 1024)), draw(st.integers(1, 1024))
 
 
 @quick
 @given(dtypes, st.lists(tangents(), min_size=1, max_size=6), devices)
 def test_tangent_basis_launches_as_often_whatever_the_list(dtype, problems, device):
-    plan = check(_C.tangent_basis_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    plan = check(plan_of("tangent_basis", dtype, problems, WORKSPACE, *DEVICES[device]), device)
     kernels = [launch["kernel"] for launch in plan["launches"]]
     assert len(kernels) <= (12 if dtype else 8)
     assert kernels.count("semidefinite_cholesky") == (3 if dtype else 2)
     for launch in plan["launches"]:
         if launch["kernel"] == "semidefinite_cholesky":
-            assert [p["size"] for p in launch["problems"]] == [p[6] for p in problems]
+            assert [p["size"] for p in launch["problems"]] == [p[5] for p in problems]
             for p in launch["problems"]:  # rows that do not fit shared memory lie in device memory, and no others
                 assert p["size"] * 16 + p["resident"] * (p["resident"] + 1) * 4 <= launch["shared"]
                 assert (p["work"] != 0) == (p["resident"] < p["size"])
@@ -159,7 +194,7 @@ def rotations(draw):
 @quick
 @given(dtypes, st.lists(rotations(), min_size=1, max_size=5), devices)
 def test_rotate_bases_is_three_launches(dtype, problems, device):
-    plan = check(_C.rotate_bases_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    plan = check(plan_of("rotate_bases", dtype, problems, WORKSPACE, *DEVICES[device]), device)
     living = [p for p in problems if p[5] > 0]
     kernels = [launch["kernel"] for launch in plan["launches"]]
     assert kernels == (["grouped_gemm", "gram", "triangular_product"] if living else [])
@@ -176,7 +211,7 @@ def divisions(draw):
 @quick
 @given(dtypes, st.lists(divisions(), min_size=1, max_size=5), devices)
 def test_gram_solve_is_four_launches(dtype, problems, device):
-    plan = check(_C.gram_solve_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    plan = check(plan_of("gram_solve", dtype, problems, WORKSPACE, *DEVICES[device]), device)
     living = [p for p in problems if p[4] > 0 and p[6] > 0]
     kernels = [launch["kernel"] for launch in plan["launches"]]
     wanted = ["gram", "semidefinite_cholesky", "triangular_product", "triangular_product"]
@@ -194,28 +229,25 @@ def truncations(draw, fixed):
     most = [draw(st.integers(1, 10)) for _ in shape]
     least = most if fixed else [draw(st.integers(1, m)) for m in most]
     tol = -1.0 if fixed else draw(st.floats(0, 1))
-    projections = [OUT if c else 0 for c in cut]
-    return OUT, OUT, projections, OUT, OUT, shape, least, most, len(shape), tol, draw(st.booleans()), 12
+    return OUT, OUT, shape, cut, least, most, tol
 
 
 @quick
 @given(dtypes, truncations(fixed=True), devices)
 def test_given_ranks_are_cut_as_the_reference_cuts_them(dtype, problem, device):
-    plan = check(_C.hosvd_truncate_cuda_plan(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
-    shape, projections, ranks = problem[5], problem[2], problem[7]
+    plan = check(plan_of("hosvd_truncate", dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+    _, _, shape, cut, _, ranks, _ = problem
     core = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    modes = [int(p != 0) for p in projections]
-    expected = reference.hosvd_truncate([core], modes, [-1.0], ranks, ranks, False)[2][0].tolist()
+    expected = reference.hosvd_truncate([core], cut, [-1.0], ranks, ranks, False)[2][0].tolist()
     found = [p for launch in plan["launches"] if launch["kernel"] == "jacobi_svd" for p in launch["problems"]]
-    wanted = [r for r, mode in zip(expected, modes) if mode]
+    wanted = [r for r, mode in zip(expected, cut) if mode]
     assert [p["min_rank"] for p in found] == [p["max_rank"] for p in found] == wanted
 
 
 @quick
-@given(dtypes, st.lists(truncations(fixed=False), min_size=1, max_size=4), devices)
-def test_truncation_bounds_are_ordered_and_within_the_sizes(dtype, problems, device):
-    problems = [(*p[:8], 4, *p[9:]) for p in problems]
-    plan = check(_C.hosvd_truncate_cuda_plan(dtype, problems, WORKSPACE, *DEVICES[device]), device)
+@given(dtypes, st.lists(truncations(fixed=False), min_size=1, max_size=4), st.booleans(), devices)
+def test_truncation_bounds_are_ordered_and_within_the_sizes(dtype, problems, per_mode, device):
+    plan = check(plan_of("hosvd_truncate", dtype, problems, WORKSPACE, *DEVICES[device], per_mode), device)
     for launch in plan["launches"]:
         if launch["kernel"] == "jacobi_svd":
             for p in launch["problems"]:
@@ -229,13 +261,12 @@ def test_truncation_bounds_are_ordered_and_within_the_sizes(dtype, problems, dev
 @given(dtypes, *[st.integers(1, 1500)] * 2, devices)
 def test_qr_and_svd_plans(dtype, m, n, device):
     for name, count in (("batched_qr", 3), ("batched_svd", 4)):
-        plan_of = getattr(_C, f"{name}_cuda_plan")
         problem = (*[OUT] * count, m, n)
         if min(m, n) > 1024:
             with pytest.raises(RuntimeError, match="does not support"):
-                plan_of(dtype, [problem], WORKSPACE, *DEVICES[device])
+                plan_of(name, dtype, [problem], WORKSPACE, *DEVICES[device])
         else:
-            check(plan_of(dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+            check(plan_of(name, dtype, [problem], WORKSPACE, *DEVICES[device]), device)
 
 
 def compiled_shared_bytes():
@@ -254,8 +285,8 @@ def test_declared_and_dynamic_shared_memory_fit_a_block(dtype, device):
     """Over all sizes, hence also where the dynamic part takes all that is left: the driver refuses a byte more."""
     declared, dynamic, limit = compiled_shared_bytes(), {}, DEVICES[device][1]
     plans = [
-        *(_C.tangent_basis_cuda_plan(dtype, [(OUT, OUT, OUT, OUT, n, 1, 1)], 0, 1, limit) for n in range(1, 4000)),
-        *(_C.batched_svd_cuda_plan(dtype, [(OUT, OUT, OUT, OUT, n, n)], 0, 1, limit) for n in range(1, 1025)),
+        *(plan_of("tangent_basis", dtype, [(OUT, OUT, OUT, n, 1, 1)], 0, 1, limit) for n in range(1, 4000)),
+        *(plan_of("batched_svd", dtype, [(OUT, OUT, OUT, OUT, n, n)], 0, 1, limit) for n in range(1, 1025)),
     ]
     for launch in (launch for plan in plans for launch in plan["launches"]):
         kernel = launch["kernel"]
@@ -267,10 +298,10 @@ def test_declared_and_dynamic_shared_memory_fit_a_block(dtype, device):
 
 
 def test_a_plan_is_a_function_of_its_arguments():
-    problems = [(OUT, OUT, OUT, OUT, 512, 64, 64), (OUT, OUT, OUT, OUT, 9, 3, 3)]
-    first, second = (_C.tangent_basis_cuda_plan(0, problems, WORKSPACE, 132, 232448) for _ in range(2))
+    problems = [(OUT, OUT, OUT, 512, 64, 64), (OUT, OUT, OUT, 9, 3, 3)]
+    first, second = (plan_of("tangent_basis", 0, problems, WORKSPACE, 132, 232448) for _ in range(2))
     assert first == second
-    empty = _C.tangent_basis_cuda_plan(0, problems, 0, 132, 232448)
+    empty = plan_of("tangent_basis", 0, problems, 0, 132, 232448)
     assert empty["workspace"] == first["workspace"]
 
 
@@ -307,8 +338,8 @@ def test_tables_arrive_whole_without_their_zeros(count):
     generator = np.random.default_rng(count)
     sizes = generator.integers(1, 200, (count, 3)).tolist()
     address = generator.integers(1 << 40, 1 << 47)
-    problems = [(int(address), OUT, OUT + 1, OUT + 2, *size) for size in sizes]
-    plan = _C.tangent_basis_cuda_plan(0, problems, WORKSPACE, *DEVICES["H200"])
+    problems = [(int(address), OUT, OUT + 1, *size) for size in sizes]
+    plan = plan_of("tangent_basis", 0, problems, WORKSPACE, *DEVICES["H200"])
     table, written = unpacked(plan)
     assert table == plan["table"]
     assert (written == 1).all()
@@ -321,19 +352,19 @@ def test_a_resnet18_step_takes_few_launches(fraction, modes, most):
     """Kernels run once for all layers and modes, so that only the table grows with depth."""
     ranks = [r for pair in resnet18(fraction) for r in pair]
     OUT = (1 << 50) + 0x12345600  # as addresses are: neither of the two words is zero
-    tangent = [(OUT, OUT, OUT, OUT, int(r / fraction), r, r) for r in ranks]
+    tangent = [(OUT, OUT, OUT, int(r / fraction), r, r) for r in ranks]
     rotated = [(OUT, OUT, OUT, int(r / fraction), 2 * r, r, 2 * r) for r in ranks]
-    projections = [OUT] * modes + [0] * (4 - modes)
+    truncated = [1] * modes + [0] * (4 - modes)
     cores = [
-        (OUT, OUT, projections, OUT, OUT, shape, [1, 1, 1, 1], shape, 4, 0.1, False, 12)
+        (OUT, OUT, shape, truncated, [1, 1, 1, 1], shape, 0.1)
         for shape in [[2 * a, 2 * b, 3, 3] for a, b in resnet18(fraction)]
     ]
 
     def plans(layers):
         return (
-            check(_C.tangent_basis_cuda_plan(0, tangent[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
-            check(_C.hosvd_truncate_cuda_plan(0, cores[:layers], WORKSPACE, *DEVICES["H200"]), "H200"),
-            check(_C.rotate_bases_cuda_plan(0, rotated[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+            check(plan_of("tangent_basis", 0, tangent[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+            check(plan_of("hosvd_truncate", 0, cores[:layers], WORKSPACE, *DEVICES["H200"]), "H200"),
+            check(plan_of("rotate_bases", 0, rotated[: 2 * layers], WORKSPACE, *DEVICES["H200"]), "H200"),
         )
 
     whole, shallow = plans(len(cores)), plans(1)
@@ -349,8 +380,8 @@ KERNELS = {
 
 def test_which_kernels_run():
     """In particular nothing between them: projections, norms and the sums of a split Gram matrix are part of these."""
-    tangent = _C.tangent_basis_cuda_plan(0, [(OUT, OUT, OUT, OUT, 5000, 64, 64)], WORKSPACE, *DEVICES["H200"])
-    qr = _C.batched_qr_cuda_plan(0, [(OUT, OUT, OUT, 5000, 64)], WORKSPACE, *DEVICES["H200"])
+    tangent = plan_of("tangent_basis", 0, [(OUT, OUT, OUT, 5000, 64, 64)], WORKSPACE, *DEVICES["H200"])
+    qr = plan_of("batched_qr", 0, [(OUT, OUT, OUT, 5000, 64)], WORKSPACE, *DEVICES["H200"])
     assert tangent["launches"][1]["problems"][0]["splits"] > 1
     for name, plan in (("tangent_basis", tangent), ("batched_qr", qr)):
         assert [launch["kernel"] for launch in plan["launches"]] == KERNELS[name]
@@ -359,14 +390,17 @@ def test_which_kernels_run():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, 2000, 4, 1025)], 0, 1, 101376), "does not support"),
-        (lambda: _C.tangent_basis_cuda_plan(0, [(0, 0, 0, 0, -1, 4, 4)], 0, 1, 101376), "out of range"),
-        (lambda: _C.gram_solve_cuda_plan(0, [(0, 0, 0, 1, 1025, 4, 4)], 0, 1, 101376), "does not support"),
-        (lambda: _C.gram_solve_cuda_plan(0, [(0, 0, 0, 1, 5, -4, 4)], 0, 1, 101376), "out of range"),
-        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2], [1], [1], [0], False)], 0, 1, 101376), "out of range"),
-        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2] * 9, [1], [1], [0], False)], 0, 1, 101376), "at most 8"),
-        (lambda: _C.multi_mode_dot_cuda_plan(0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 101376), "support"),
-        (lambda: _C.multi_mode_dot_cuda_plan(7, [(0, 0, [2], [0], [1], [0], False)], 0, 1, 101376), "support"),
+        (lambda: plan_of("tangent_basis", 0, [(0, 0, 0, 2000, 4, 1025)], 0, 1, 101376), "does not support"),
+        (lambda: plan_of("tangent_basis", 0, [(0, 0, 0, -1, 4, 4)], 0, 1, 101376), "out of range"),
+        (lambda: plan_of("gram_solve", 0, [(0, 0, 0, 1, 1025, 4, 4)], 0, 1, 101376), "does not support"),
+        (lambda: plan_of("gram_solve", 0, [(0, 0, 0, 1, 5, -4, 4)], 0, 1, 101376), "out of range"),
+        (lambda: plan_of("multi_mode_dot", 0, [(0, 0, [2], [1], [1], [0], False)], 0, 1, 101376), "out of range"),
+        (
+            lambda: plan_of("multi_mode_dot", 0, [(0, 0, [2, 2], [1, 1], [1, 1], [0, 0], 0)], 0, 1, 101376),
+            "out of range",
+        ),
+        (lambda: plan_of("multi_mode_dot", 0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 101376), "support"),
+        (lambda: plan_of("multi_mode_dot", 7, [(0, 0, [2], [0], [1], [0], False)], 0, 1, 101376), "support"),
     ],
 )
 def test_plans_refuse_what_they_cannot_do(call, message):

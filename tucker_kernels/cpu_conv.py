@@ -5,8 +5,8 @@ The kernel reads and writes channels-last images; others are converted here. Seq
 
 import torch
 
-from tucker_kernels import cost_model, reference
-from tucker_kernels.cpu import multi_mode_dot
+from tucker_kernels import cost_model, reference, tables
+from tucker_kernels.cpu import run
 from tucker_kernels.dispatch import implements
 from tucker_kernels.native import CODES, native_module
 
@@ -135,7 +135,8 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
     if any(late):
         modes = [mode for mode in (0, 1) if late[mode]]
         window_first = gradient.movedim((0, 1), (-2, -1)).contiguous()
-        window_first = multi_mode_dot(window_first, [weights[i] for i in modes], [i - 2 for i in modes], True)
+        projected = [weights[i] for i in modes], [i - 2 for i in modes]
+        window_first = tables.multi_mode_dot(run, window_first, *projected, True)
         gradient = window_first.movedim((-2, -1), (0, 1)).contiguous()
         gradient[: known[0], : known[1]] = 0
     return gradient.to(input.dtype)

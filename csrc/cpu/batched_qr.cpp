@@ -15,7 +15,7 @@ namespace tk {
 namespace {
 
 template <class T>
-void qr(const tk_qr_problem& p) {
+void qr(const tk_batched_qr_problem& p) {
   const T* a = static_cast<const T*>(p.matrix);
   T *q = static_cast<T*>(p.q), *r = static_cast<T*>(p.r);
   const int64_t k = std::min(p.m, p.n);
@@ -34,9 +34,10 @@ void qr(const tk_qr_problem& p) {
 }  // namespace
 }  // namespace tk
 
-tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_qr_problem* problems, int64_t count, int threads) {
+tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_batched_qr_problem* problems, int64_t count,
+                            int threads) {
   return tk::run_problems(
-      dtype, problems, count, threads, [](const tk_qr_problem& p) { return p.m >= 0 && p.n >= 0; },
-      [](const tk_qr_problem& p) { return 4.0 * p.m * p.n * std::min(p.m, p.n); },
+      dtype, problems, count, threads, [](const tk_batched_qr_problem& p) { return p.m >= 0 && p.n >= 0; },
+      [](const tk_batched_qr_problem& p) { return 4.0 * p.m * p.n * std::min(p.m, p.n); },
       [&](auto zero, int64_t i) { tk::qr<decltype(zero)>(problems[i]); });
 }

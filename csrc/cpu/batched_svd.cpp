@@ -15,7 +15,7 @@ namespace tk {
 namespace {
 
 template <class T>
-void svd_of(const tk_svd_problem& p) {
+void svd_of(const tk_batched_svd_problem& p) {
   const T* a = static_cast<const T*>(p.matrix);
   T *u = static_cast<T*>(p.u), *s = static_cast<T*>(p.s), *vh = static_cast<T*>(p.vh);
   const int64_t k = std::min(p.m, p.n);
@@ -39,12 +39,13 @@ void svd_of(const tk_svd_problem& p) {
 }  // namespace
 }  // namespace tk
 
-tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_svd_problem* problems, int64_t count, int threads) {
-  const auto cost = [](const tk_svd_problem& p) {
+tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_batched_svd_problem* problems, int64_t count,
+                             int threads) {
+  const auto cost = [](const tk_batched_svd_problem& p) {
     const double k = std::min(p.m, p.n);
     return 4.0 * p.m * p.n * k + 60 * k * k * k;
   };
   return tk::run_problems(
-      dtype, problems, count, threads, [](const tk_svd_problem& p) { return p.m >= 0 && p.n >= 0; }, cost,
-      [&](auto zero, int64_t i) { tk::svd_of<decltype(zero)>(problems[i]); });
+      dtype, problems, count, threads, [](const tk_batched_svd_problem& p) { return p.m >= 0 && p.n >= 0; },
+      cost, [&](auto zero, int64_t i) { tk::svd_of<decltype(zero)>(problems[i]); });
 }

@@ -115,18 +115,19 @@ bool cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer, int
 }  // namespace
 }  // namespace tk
 
-tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram* problems, int64_t count, int threads) {
+tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram_problem* problems, int64_t count,
+                            int threads) {
   if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
   std::vector<double> cost(count);
   for (int64_t i = 0; i < count; ++i) {
-    const tk_cross_gram& p = problems[i];
+    const tk_cross_gram_problem& p = problems[i];
     if (p.outer < 0 || p.inner < 0 || p.a_size < 0 || p.b_size < 0) return TK_INVALID_ARGUMENT;
     cost[i] = double(p.outer) * double(p.inner) * double(p.a_size) * double(p.b_size);
   }
   return tk::dispatch(dtype, [&](auto zero) {
     using T = decltype(zero);
     return tk::share_problems(cost, threads, [&](int64_t i, int used) {
-      const tk_cross_gram& p = problems[i];
+      const tk_cross_gram_problem& p = problems[i];
       return tk::cross_gram(static_cast<const T*>(p.a), p.a_size, static_cast<const T*>(p.b), p.b_size,
                             p.outer, p.inner, static_cast<T*>(p.out), used);
     });

@@ -54,7 +54,7 @@ int64_t product(const int64_t* begin, const int64_t* end) {
 template <class T>
 struct Truncation {
   using Values = std::vector<T, Uninitialised<T>>;
-  const tk_hosvd_problem& p;
+  const tk_hosvd_truncate_problem& p;
   const T* core = nullptr;            // the input, or a scaled copy of it where squares would overflow
   std::unique_ptr<Buffer<T>> scaled;  // that copy, core · 2^−exponent
   int exponent = 0;
@@ -66,7 +66,8 @@ struct Truncation {
   std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape; none: the identity
   std::unique_ptr<FixedRanks<T>> steps;              // one orthogonal iteration per mode instead of solves
 
-  explicit Truncation(const tk_hosvd_problem& problem) : p(problem), d(problem.modes), tail(problem.modes) {
+  explicit Truncation(const tk_hosvd_truncate_problem& problem)
+      : p(problem), d(problem.modes), tail(problem.modes) {
     while (tail > 0 && product(p.shape + tail - 1, p.shape + d) <= small_window) --tail;
     std::copy_n(p.shape, d, rank);
   }
@@ -336,8 +337,8 @@ struct Truncation {
 };
 
 template <class T>
-tk_status hosvd_truncate(const tk_hosvd_problem* problems, int64_t count, const double* tol, bool per_mode,
-                         int64_t* ranks, int64_t width, double* errors, int threads) {
+tk_status hosvd_truncate(const tk_hosvd_truncate_problem* problems, int64_t count, const double* tol,
+                         bool per_mode, int64_t* ranks, int64_t width, double* errors, int threads) {
   std::vector<Truncation<T>> work(problems, problems + count);
   std::vector<double> cost(count);
   for (int64_t l = 0; l < count; ++l) cost[l] = work[l].size();
@@ -368,12 +369,12 @@ tk_status hosvd_truncate(const tk_hosvd_problem* problems, int64_t count, const 
 }  // namespace
 }  // namespace tk
 
-tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_problem* problems, int64_t count,
+tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_truncate_problem* problems, int64_t count,
                                 const double* tol, int per_mode, int64_t* ranks, int64_t width,
                                 double* errors, int threads) {
   if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
   for (int64_t l = 0; l < count; ++l) {
-    const tk_hosvd_problem& p = problems[l];
+    const tk_hosvd_truncate_problem& p = problems[l];
     if (p.modes < 1 || p.modes > TK_MAX_MODES || p.modes > width) return TK_INVALID_ARGUMENT;
     for (int64_t i = 0; i < p.modes; ++i)
       if (p.shape[i] < 1 || p.min_rank[i] < 1 || p.max_rank[i] < 1) return TK_INVALID_ARGUMENT;

@@ -1,12 +1,11 @@
 // mode_dot and multi_mode_dot on the host; the product itself is in mode_product.cpp.
 //
-// A chain Y = X ×_{m₁} M₁ ×_{m₂} M₂ … is multiplied in the order with the fewest operations. Doing mode i
-// before mode j (sizes n, then rows) costs less exactly when 1/n_i − 1/rows_i < 1/n_j − 1/rows_j, whatever
-// the other modes are, so sorting by that number is optimal (adjacent exchange). Dimensions before the first
-// multiplied one are a batch: slabs of it go through the whole chain while the intermediates (at most 256 KiB
-// each) stay in the second-level cache, and threads split the slabs. Without such a batch threads split each
-// product.
+// A chain Y = X ×_{m₁} M₁ ×_{m₂} M₂ … is multiplied in the order with the fewest operations. Dimensions
+// before the first multiplied one are a batch: slabs of it go through the whole chain while the intermediates
+// (at most 256 KiB each) stay in the second-level cache, and threads split the slabs. Without such a batch
+// threads split each product.
 #include "core/dispatch.h"
+#include "core/mode_order.h"
 #include "core/scratch.h"
 #include "cpu/mode_product.h"
 #include "cpu/problems.h"
@@ -69,7 +68,8 @@ Mode<T> merged(const Mode<T>& a, const Mode<T>& b, T* out) {
 }
 
 template <class T>
-Chain<T> plan(const tk_mode_products& p, T (&products)[TK_MAX_MODES / 2][longest_merged * longest_merged]) {
+Chain<T> plan(const tk_multi_mode_dot_problem& p,
+              T (&products)[TK_MAX_MODES / 2][longest_merged * longest_merged]) {
   int64_t shape[TK_MAX_MODES];
   Mode<T> modes[TK_MAX_MODES];
   int multiplied[TK_MAX_MODES], ndim = 0, count = 0, merges = 0;
@@ -93,21 +93,10 @@ Chain<T> plan(const tk_mode_products& p, T (&products)[TK_MAX_MODES / 2][longest
     }
     ++ndim;
   }
-  // Cheapest first. Of equals, the leading mode goes first where tensors shrink and last where they grow: its
-  // products have the longest rows, and so run best on the larger tensors.
-  double key[TK_MAX_MODES];
+  int64_t n[TK_MAX_MODES], rows[TK_MAX_MODES];
   int order[TK_MAX_MODES];
-  for (int i = 0; i < count; ++i) {
-    const int64_t n = modes[i].n, rows = modes[i].rows;
-    key[i] = 1.0 / static_cast<double>(n > 0 ? n : 1) - 1.0 / static_cast<double>(rows > 0 ? rows : 1);
-    int at = i;
-    for (; at > 0; --at) {
-      const double other = key[order[at - 1]];
-      if (other < key[i] || (other == key[i] && key[i] <= 0)) break;
-      order[at] = order[at - 1];
-    }
-    order[at] = i;
-  }
+  for (int i = 0; i < count; ++i) n[i] = modes[i].n, rows[i] = modes[i].rows;
+  cheapest_order(count, n, rows, order);
   Chain<T> chain;
   chain.count = count;
   for (int d = 0; d < modes[0].place; ++d) chain.batch *= shape[d];
@@ -135,7 +124,7 @@ bool walk(const Chain<T>& chain, const T* x, T* y, T* const (&buffers)[2], int64
 
 // False when memory ran out.
 template <class T>
-bool multi_mode_dot(const tk_mode_products& p, int threads) {
+bool multi_mode_dot(const tk_multi_mode_dot_problem& p, int threads) {
   T products[TK_MAX_MODES / 2][longest_merged * longest_merged];
   const Chain<T> chain = plan<T>(p, products);
   const T* x = static_cast<const T*>(p.tensor);
@@ -176,7 +165,7 @@ bool multi_mode_dot(const tk_mode_products& p, int threads) {
 }
 
 // Multiply-adds of a valid problem, in the order given: what its neighbours are weighed against.
-double operations(const tk_mode_products& p) {
+double operations(const tk_multi_mode_dot_problem& p) {
   double size = 1, sum = 0;
   for (int d = 0; d < p.ndim; ++d) size *= double(p.shape[d]);
   for (int i = 0; i < p.products; ++i) {
@@ -186,13 +175,13 @@ double operations(const tk_mode_products& p) {
   return sum;
 }
 
-bool valid(const tk_mode_products& p) {
+bool valid(const tk_multi_mode_dot_problem& p) {
   if (p.ndim < 1 || p.ndim > TK_MAX_MODES || p.products < 1 || p.products > p.ndim) return false;
   bool seen[TK_MAX_MODES] = {};
   for (int d = 0; d < p.ndim; ++d)
     if (p.shape[d] < 0) return false;
   for (int i = 0; i < p.products; ++i) {
-    const int mode = p.modes[i];
+    const int64_t mode = p.modes[i];
     if (mode < 0 || mode >= p.ndim || seen[mode] || p.rows[i] < 0) return false;
     seen[mode] = true;
   }
@@ -215,7 +204,7 @@ tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t 
   });
 }
 
-tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* problems, int64_t count,
+tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_multi_mode_dot_problem* problems, int64_t count,
                                 int threads) {
   if (count < 0 || threads < 1) return TK_INVALID_ARGUMENT;
   std::vector<double> cost(count);

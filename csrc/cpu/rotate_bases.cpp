@@ -17,7 +17,7 @@ namespace tk {
 namespace {
 
 template <class T>
-void rotate(const tk_rotation_problem& p) {
+void rotate(const tk_rotate_bases_problem& p) {
   const int64_t n = p.n, r = p.rank;
   Buffer<T> q(n * r), newton(r * r);
   Buffer<double> gram(r * r);
@@ -35,9 +35,9 @@ void rotate(const tk_rotation_problem& p) {
 }  // namespace
 }  // namespace tk
 
-tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotation_problem* problems, int64_t count,
+tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotate_bases_problem* problems, int64_t count,
                               int threads) {
-  using Problem = tk_rotation_problem;
+  using Problem = tk_rotate_bases_problem;
   return tk::run_problems(
       dtype, problems, count, threads,
       [](const Problem& p) { return p.n >= 0 && p.size >= 0 && p.rank >= 0 && p.rotation_row >= p.rank; },

@@ -4,16 +4,16 @@
 
 namespace tk {
 
-tk_status batched_qr_plan(tk_dtype dtype, int32_t count, const tk_qr_problem* problems, void* workspace,
-                          const Device& device, Plan* plan) {
-  const auto check = [](const tk_qr_problem& p) { return check_matrix(p.m, p.n); };
+tk_status batched_qr_plan(tk_dtype dtype, const tk_batched_qr_problem* problems, int64_t count,
+                          void* workspace, const Device& device, Plan* plan) {
+  const auto check = [](const tk_batched_qr_problem& p) { return check_matrix(p.m, p.n); };
   const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
     int32_t* flags = builder.initialised(std::vector<int32_t>(count));
     std::vector<Orthonormalization<T>> all;
     GemmTable<T> products;
-    for (int32_t i = 0; i < count; ++i) {
-      const tk_qr_problem& p = problems[i];
+    for (int64_t i = 0; i < count; ++i) {
+      const tk_batched_qr_problem& p = problems[i];
       const int64_t k = std::min(p.m, p.n);
       const Matrix<T> a{static_cast<const T*>(p.matrix), p.n, 1};
       Orthonormalization<T> o{};
@@ -33,7 +33,7 @@ tk_status batched_qr_plan(tk_dtype dtype, int32_t count, const tk_qr_problem* pr
     orthonormalise(builder, all);
     products.launch(builder);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  return plan_problems(dtype, problems, count, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

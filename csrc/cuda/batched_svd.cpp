@@ -5,17 +5,17 @@
 
 namespace tk {
 
-tk_status batched_svd_plan(tk_dtype dtype, int32_t count, const tk_svd_problem* problems, void* workspace,
-                           const Device& device, Plan* plan) {
-  const auto check = [](const tk_svd_problem& p) { return check_matrix(p.m, p.n); };
+tk_status batched_svd_plan(tk_dtype dtype, const tk_batched_svd_problem* problems, int64_t count,
+                           void* workspace, const Device& device, Plan* plan) {
+  const auto check = [](const tk_batched_svd_problem& p) { return check_matrix(p.m, p.n); };
   const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
     int32_t* flags = builder.initialised(std::vector<int32_t>(count));
     std::vector<Eigenproblem<T>> eigen;
     std::vector<Orthonormalization<T>> longer;
     GemmTable<T> products, turned;
-    for (int32_t i = 0; i < count; ++i) {
-      const tk_svd_problem& p = problems[i];
+    for (int64_t i = 0; i < count; ++i) {
+      const tk_batched_svd_problem& p = problems[i];
       const bool wide = p.m <= p.n;
       const int64_t k = std::min(p.m, p.n), length = std::max(p.m, p.n);
       const Matrix<T> matrix{static_cast<const T*>(p.matrix), p.n, 1};
@@ -55,7 +55,7 @@ tk_status batched_svd_plan(tk_dtype dtype, int32_t count, const tk_svd_problem* 
     turned.launch(builder);
     orthonormalise(builder, longer);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  return plan_problems(dtype, problems, count, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

@@ -13,7 +13,7 @@ struct Parts {
   int64_t count, step;
 };
 
-Parts parts(const tk_cross_gram& p) {
+Parts parts(const tk_cross_gram_problem& p) {
   constexpr int64_t shortest = 512, enough_tiles = 256;
   const int64_t depth = p.outer * p.inner, along = p.outer > 1 ? p.outer : p.inner;
   const int64_t tiles = GemmTable<float>::tiles(p.a_size, p.b_size);
@@ -26,9 +26,9 @@ Parts parts(const tk_cross_gram& p) {
 
 }  // namespace
 
-tk_status cross_gram_plan(tk_dtype dtype, int32_t count, const tk_cross_gram* problems, void* workspace,
-                          const Device& device, Plan* plan) {
-  const auto check = [](const tk_cross_gram& p) {
+tk_status cross_gram_plan(tk_dtype dtype, const tk_cross_gram_problem* problems, int64_t count,
+                          void* workspace, const Device& device, Plan* plan) {
+  const auto check = [](const tk_cross_gram_problem& p) {
     if (p.outer < 0 || p.inner < 0 || p.a_size < 0 || p.b_size < 0) return TK_INVALID_ARGUMENT;
     if (p.outer * p.inner >= largest_index || p.a_size * p.b_size >= largest_index) return TK_UNSUPPORTED;
     return TK_OK;
@@ -37,8 +37,8 @@ tk_status cross_gram_plan(tk_dtype dtype, int32_t count, const tk_cross_gram* pr
     using T = decltype(zero);
     const T* one = builder.initialised(std::vector<T>{T(1)});
     GemmTable<T> products, sums;
-    for (int32_t i = 0; i < count; ++i) {
-      const tk_cross_gram& p = problems[i];
+    for (int64_t i = 0; i < count; ++i) {
+      const tk_cross_gram_problem& p = problems[i];
       const Parts cut = parts(p);
       const int64_t entries = p.a_size * p.b_size;
       T* to = cut.count > 1 ? builder.scratch<T>(cut.count * entries) : static_cast<T*>(p.out);
@@ -62,7 +62,7 @@ tk_status cross_gram_plan(tk_dtype dtype, int32_t count, const tk_cross_gram* pr
     products.launch(builder);
     sums.launch(builder);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  return plan_problems(dtype, problems, count, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

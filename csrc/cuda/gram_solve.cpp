@@ -9,7 +9,7 @@
 
 namespace tk {
 
-tk_status gram_solve_plan(tk_dtype dtype, int32_t count, const tk_gram_solve_problem* problems,
+tk_status gram_solve_plan(tk_dtype dtype, const tk_gram_solve_problem* problems, int64_t count,
                           void* workspace, const Device& device, Plan* plan) {
   const auto check = [](const tk_gram_solve_problem& p) {
     if (p.outer < 0 || p.n < 0 || p.inner < 0 || p.rows < 0) return TK_INVALID_ARGUMENT;
@@ -23,7 +23,7 @@ tk_status gram_solve_plan(tk_dtype dtype, int32_t count, const tk_gram_solve_pro
     GramTable<T> grams;
     CholeskyTable<T> factors;
     TriangularTable<T> forth, back;
-    for (int32_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       const tk_gram_solve_problem& p = problems[i];
       if (p.n == 0 || p.rows == 0) continue;
       double* gram = builder.scratch<double>(p.n * p.n);
@@ -44,7 +44,7 @@ tk_status gram_solve_plan(tk_dtype dtype, int32_t count, const tk_gram_solve_pro
     forth.launch(builder);
     back.launch(builder);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  return plan_problems(dtype, problems, count, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

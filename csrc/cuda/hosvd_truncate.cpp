@@ -13,12 +13,15 @@
 namespace tk {
 namespace {
 
-tk_status check(const tk_truncation& p) {
-  if (p.ndim < 1 || p.ndim > TK_MAX_MODES || p.width < p.ndim || p.sweeps < 0) return TK_INVALID_ARGUMENT;
+// A core in HOSVD form needs one or two sweeps; they end by themselves.
+constexpr int32_t most_sweeps = 12;
+
+tk_status check(const tk_hosvd_truncate_problem& p, int64_t width) {
+  if (p.modes < 1 || p.modes > TK_MAX_MODES || p.modes > width) return TK_INVALID_ARGUMENT;
   int64_t elements = 1;
-  for (int32_t d = 0; d < p.ndim; ++d) {
-    if (p.shape[d] < 1 || p.min_ranks[d] < 0 || p.max_ranks[d] < 0) return TK_INVALID_ARGUMENT;
-    if (p.projections[d] && p.shape[d] > largest_factorization) return TK_UNSUPPORTED;
+  for (int64_t d = 0; d < p.modes; ++d) {
+    if (p.shape[d] < 1 || p.min_rank[d] < 0 || p.max_rank[d] < 0) return TK_INVALID_ARGUMENT;
+    if (p.truncated[d] && p.shape[d] > largest_factorization) return TK_UNSUPPORTED;
     elements *= p.shape[d];
     if (elements >= largest_index) return TK_UNSUPPORTED;
   }
@@ -31,32 +34,32 @@ struct Bounds {
 
 // Rank bounds by mode: those given, within the sizes, and no more than the product of the others' upper
 // bounds.
-Bounds rank_bounds(const tk_truncation& p) {
+Bounds rank_bounds(const tk_hosvd_truncate_problem& p, bool fixed) {
   Bounds b{};
-  for (int32_t d = 0; d < p.ndim; ++d) {
-    const bool cut = p.projections[d] != nullptr;
-    b.least[d] = cut ? std::min(p.min_ranks[d], p.shape[d]) : p.shape[d];
-    b.most[d] = cut ? std::max(std::min(p.max_ranks[d], p.shape[d]), b.least[d]) : p.shape[d];
+  for (int64_t d = 0; d < p.modes; ++d) {
+    const bool cut = p.truncated[d] != 0;
+    b.least[d] = cut ? std::min(p.min_rank[d], p.shape[d]) : p.shape[d];
+    b.most[d] = cut ? std::max(std::min(p.max_rank[d], p.shape[d]), b.least[d]) : p.shape[d];
   }
-  for (int32_t d = 0; d < p.ndim; ++d) {
-    if (!p.projections[d]) continue;
+  for (int64_t d = 0; d < p.modes; ++d) {
+    if (!p.truncated[d]) continue;
     int64_t others = 1;
-    for (int32_t e = 0; e < p.ndim; ++e) others *= e == d ? 1 : b.most[e];
+    for (int64_t e = 0; e < p.modes; ++e) others *= e == d ? 1 : b.most[e];
     if (b.most[d] <= others) continue;
     b.most[d] = others;
     d = -1;  // the others' bounds may follow
   }
-  for (int32_t d = 0; d < p.ndim; ++d) b.least[d] = p.tol < 0 ? b.most[d] : std::min(b.least[d], b.most[d]);
+  for (int64_t d = 0; d < p.modes; ++d) b.least[d] = fixed ? b.most[d] : std::min(b.least[d], b.most[d]);
   return b;
 }
 
 // Doubles that cutting an infeasible rank may need; 0 where the bounds exclude one.
-int64_t finish_work(const tk_truncation& p, const Bounds& bounds) {
+int64_t finish_work(const tk_hosvd_truncate_problem& p, const Bounds& bounds) {
   int64_t most = 0;
-  for (int32_t d = 0; d < p.ndim; ++d) {
-    if (!p.projections[d]) continue;
+  for (int64_t d = 0; d < p.modes; ++d) {
+    if (!p.truncated[d]) continue;
     int64_t least_others = 1, most_others = 1;
-    for (int32_t e = 0; e < p.ndim; ++e) {
+    for (int64_t e = 0; e < p.modes; ++e) {
       if (e == d) continue;
       least_others *= bounds.least[e];
       most_others *= bounds.most[e];
@@ -70,50 +73,51 @@ int64_t finish_work(const tk_truncation& p, const Bounds& bounds) {
 
 }  // namespace
 
-tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation* problems, void* workspace,
-                              const Device& device, Plan* plan) {
+tk_status hosvd_truncate_plan(tk_dtype dtype, const tk_hosvd_truncate_problem* problems, int64_t count,
+                              void* workspace, const Device& device, Plan* plan, const double* tol,
+                              int per_mode, int64_t* ranks, int64_t width, double* errors) {
   const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
     int32_t* flags = builder.initialised(std::vector<int32_t>(count));
     int64_t* found = builder.initialised(std::vector<int64_t>(int64_t{count} * TK_MAX_MODES, -1));
     std::vector<Eigenproblem<T>> eigen;
     std::vector<ModeProducts<T>> forth, back;
-    std::vector<int32_t> owner;  // of each chain
+    std::vector<int64_t> owner;  // of each chain
     std::vector<FinishProblem<T>> finishes;
     GemmTable<T> copies;
-    for (int32_t c = 0; c < count; ++c) {
-      const tk_truncation& p = problems[c];
+    for (int64_t c = 0; c < count; ++c) {
+      const tk_hosvd_truncate_problem& p = problems[c];
       const T* core = static_cast<const T*>(p.core);
       T* new_core = static_cast<T*>(p.new_core);
-      const Bounds bounds = rank_bounds(p);
+      const Bounds bounds = rank_bounds(p, tol[c] < 0);
       double* trace = builder.scratch<double>(1);
-      ModeProducts<T> out{core, new_core, {p.shape, p.shape + p.ndim}, {}},
+      ModeProducts<T> out{core, new_core, {p.shape, p.shape + p.modes}, {}},
           in{new_core, nullptr, out.shape, {}};
       int64_t elements = 1, cut = 0;
-      for (int32_t d = 0; d < p.ndim; ++d) {
+      for (int64_t d = 0; d < p.modes; ++d) {
         elements *= p.shape[d];
-        cut += p.projections[d] != nullptr;
+        cut += p.truncated[d] != 0;
       }
       Eigenproblem<T> e{};
       e.flag = flags + c;
       e.on_flag = OnFlag::identity;
-      for (int32_t d = 0, seen = 0; d < p.ndim; ++d) {
-        if (!p.projections[d]) continue;
+      for (int64_t d = 0, seen = 0; d < p.modes; ++d) {
+        if (!p.truncated[d]) continue;
         int64_t outer = 1, inner = 1;
-        for (int32_t f = 0; f < d; ++f) outer *= p.shape[f];
-        for (int32_t f = d + 1; f < p.ndim; ++f) inner *= p.shape[f];
+        for (int64_t f = 0; f < d; ++f) outer *= p.shape[f];
+        for (int64_t f = d + 1; f < p.modes; ++f) inner *= p.shape[f];
         const int64_t n = p.shape[d];
         e.a = {core, inner, inner == 1 ? n : 1};
         e.inner = outer > 1 && inner > 1 ? inner : 0;
         e.col_outer = n * inner;
         e.size = n, e.depth = outer * inner;
-        e.basis = static_cast<T*>(p.projections[d]);
+        e.basis = static_cast<T*>(p.projection[d]);
         e.trace = seen++ ? nullptr : trace;
         e.rank = found + c * TK_MAX_MODES + d;
-        e.bound = p.tol < 0 ? -1 : p.tol * p.tol / (p.per_mode ? 1 : cut);
+        e.bound = tol[c] < 0 ? -1 : tol[c] * tol[c] / (per_mode ? 1 : cut);
         e.min_rank = static_cast<int32_t>(bounds.least[d]);
         e.max_rank = static_cast<int32_t>(bounds.most[d]);
-        e.sweeps = p.sweeps;
+        e.sweeps = most_sweeps;
         eigen.push_back(e);
         const Matrix<T> projection{e.basis, n, 1};
         out.products.push_back({d, projection.transposed(), n});
@@ -132,14 +136,14 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation
         back.push_back(in);
       }
       FinishProblem<T> finish{};
-      finish.trace = trace, finish.flag = flags + c, finish.error = p.error;
-      finish.ranks = p.ranks, finish.found = found + c * TK_MAX_MODES;
-      finish.modes = p.ndim, finish.width = p.width;
+      finish.trace = trace, finish.flag = flags + c, finish.error = errors + c;
+      finish.ranks = ranks + c * width, finish.found = found + c * TK_MAX_MODES;
+      finish.modes = static_cast<int32_t>(p.modes), finish.width = static_cast<int32_t>(width);
       finish.core = new_core;
       if (const int64_t doubles = finish_work(p, bounds)) finish.work = builder.scratch<double>(doubles);
-      for (int32_t d = 0; d < p.ndim; ++d) {
+      for (int64_t d = 0; d < p.modes; ++d) {
         finish.size[d] = static_cast<int32_t>(p.shape[d]);
-        finish.projections[d] = static_cast<T*>(p.projections[d]);
+        finish.projections[d] = p.truncated[d] ? static_cast<T*>(p.projection[d]) : nullptr;
       }
       finishes.push_back(finish);
     }
@@ -161,7 +165,8 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, int32_t count, const tk_truncation
     });
     builder.one_block_each(Kernel::finish_truncation, finishes, 0, finish_threads, 0);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  const auto fits = [&](const tk_hosvd_truncate_problem& p) { return check(p, width); };
+  return plan_problems(dtype, problems, count, workspace, device, plan, fits, build);
 }
 
 }  // namespace tk

@@ -85,13 +85,13 @@ tk_status current_device(Device* device) {
 }
 
 // Plans for this device, answers how much workspace that needs, and runs the plan where there is a workspace.
-template <class Problem>
-tk_status run(PlanFunction<Problem> make, tk_dtype dtype, int32_t count, const Problem* problems,
-              void* workspace, int64_t* workspace_bytes, void* stream_handle) {
+template <class Problem, class... Rest>
+tk_status run(PlanFunction<Problem, Rest...> make, tk_dtype dtype, const Problem* problems, int64_t count,
+              void* workspace, int64_t* workspace_bytes, void* stream_handle, Rest... rest) {
   Device device{};
   Plan plan;
   tk_status status = current_device(&device);
-  if (status == TK_OK) status = make(dtype, count, problems, workspace, device, &plan);
+  if (status == TK_OK) status = make(dtype, problems, count, workspace, device, &plan, rest...);
   if (status != TK_OK) return status;
   if (!workspace) {
     *workspace_bytes = plan.workspace;
@@ -114,17 +114,27 @@ tk_status run(PlanFunction<Problem> make, tk_dtype dtype, int32_t count, const P
 
 const char* tk_cuda_architectures(void) { return TK_CUDA_ARCHITECTURES; }
 
-#define TK_OPERATOR(name, problem)                                                                        \
-  tk_status tk_##name##_cuda(tk_dtype dtype, int32_t count, const problem* problems, void* workspace,     \
-                             int64_t* workspace_bytes, void* stream) {                                    \
-    return tk::run<problem>(tk::name##_plan, dtype, count, problems, workspace, workspace_bytes, stream); \
+#define TK_OPERATOR(name)                                                                        \
+  tk_status tk_##name##_cuda(tk_dtype dtype, const tk_##name##_problem* problems, int64_t count, \
+                             void* workspace, int64_t* workspace_bytes, void* stream) {          \
+    return tk::run(tk::name##_plan, dtype, problems, count, workspace, workspace_bytes, stream); \
   }
-TK_OPERATOR(multi_mode_dot, tk_mode_products)
-TK_OPERATOR(cross_gram, tk_cross_gram)
-TK_OPERATOR(tangent_basis, tk_tangent)
-TK_OPERATOR(hosvd_truncate, tk_truncation)
-TK_OPERATOR(batched_qr, tk_qr_problem)
-TK_OPERATOR(batched_svd, tk_svd_problem)
-TK_OPERATOR(rotate_bases, tk_rotation_problem)
-TK_OPERATOR(gram_solve, tk_gram_solve_problem)
+TK_OPERATOR(multi_mode_dot)
+TK_OPERATOR(cross_gram)
+TK_OPERATOR(rotate_bases)
+TK_OPERATOR(gram_solve)
+TK_OPERATOR(batched_qr)
+TK_OPERATOR(batched_svd)
 #undef TK_OPERATOR
+
+tk_status tk_tangent_basis_cuda(tk_dtype dtype, const tk_tangent_basis_problem* problems, int64_t count,
+                                int64_t* counts, void* workspace, int64_t* workspace_bytes, void* stream) {
+  return tk::run(tk::tangent_basis_plan, dtype, problems, count, workspace, workspace_bytes, stream, counts);
+}
+
+tk_status tk_hosvd_truncate_cuda(tk_dtype dtype, const tk_hosvd_truncate_problem* problems, int64_t count,
+                                 const double* tol, int per_mode, int64_t* ranks, int64_t width,
+                                 double* errors, void* workspace, int64_t* workspace_bytes, void* stream) {
+  return tk::run(tk::hosvd_truncate_plan, dtype, problems, count, workspace, workspace_bytes, stream, tol,
+                 per_mode, ranks, width, errors);
+}

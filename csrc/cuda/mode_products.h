@@ -28,7 +28,7 @@ struct ModeProducts {
   T* out;
   std::vector<int64_t> shape;
   struct Product {
-    int32_t mode;
+    int64_t mode;
     Matrix<T> matrix;  // rows×n
     int64_t rows;
   };
@@ -53,7 +53,7 @@ void mode_products(PlanBuilder& builder, const std::vector<ModeProducts<T>>& cha
       const auto& product = chains[c].products[step];
       const bool last = step + 1 == chains[c].products.size();
       int64_t outer = 1, inner = 1;
-      for (int32_t d = 0; d < product.mode; ++d) outer *= shapes[c][d];
+      for (int64_t d = 0; d < product.mode; ++d) outer *= shapes[c][d];
       for (size_t d = product.mode + 1; d < shapes[c].size(); ++d) inner *= shapes[c][d];
       T* to = last ? chains[c].out : builder.scratch<T>(outer * product.rows * inner);
       GemmProblem<T>& p = add_mode_product(table, current[c], outer, shapes[c][product.mode], inner,

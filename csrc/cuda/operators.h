@@ -21,17 +21,19 @@ inline tk_status check_matrix(int64_t m, int64_t n) {
   return TK_OK;
 }
 
-template <class Problem>
-using PlanFunction = tk_status(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,
-                               const Device& device, Plan* plan);
+// `Rest` is what the operator takes beside its problems.
+template <class Problem, class... Rest>
+using PlanFunction = tk_status(tk_dtype dtype, const Problem* problems, int64_t count, void* workspace,
+                               const Device& device, Plan* plan, Rest... rest);
 
-PlanFunction<tk_mode_products> multi_mode_dot_plan;
-PlanFunction<tk_cross_gram> cross_gram_plan;
-PlanFunction<tk_tangent> tangent_basis_plan;
-PlanFunction<tk_truncation> hosvd_truncate_plan;
-PlanFunction<tk_qr_problem> batched_qr_plan;
-PlanFunction<tk_svd_problem> batched_svd_plan;
-PlanFunction<tk_rotation_problem> rotate_bases_plan;
+PlanFunction<tk_multi_mode_dot_problem> multi_mode_dot_plan;
+PlanFunction<tk_cross_gram_problem> cross_gram_plan;
+PlanFunction<tk_tangent_basis_problem, int64_t*> tangent_basis_plan;  // counts
+// tol, per_mode, ranks, width, errors
+PlanFunction<tk_hosvd_truncate_problem, const double*, int, int64_t*, int64_t, double*> hosvd_truncate_plan;
+PlanFunction<tk_batched_qr_problem> batched_qr_plan;
+PlanFunction<tk_batched_svd_problem> batched_svd_plan;
+PlanFunction<tk_rotate_bases_problem> rotate_bases_plan;
 PlanFunction<tk_gram_solve_problem> gram_solve_plan;
 
 }  // namespace tk

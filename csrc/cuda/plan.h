@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -156,10 +157,11 @@ Plan make_plan(tk_dtype dtype, void* workspace, const Device& device, Build&& bu
 // A whole plan function: check(p) is the status of one problem, and build(zero, builder) makes the launches
 // in the type of zero where all are TK_OK.
 template <class Problem, class Check, class Build>
-tk_status plan_problems(tk_dtype dtype, int32_t count, const Problem* problems, void* workspace,
+tk_status plan_problems(tk_dtype dtype, const Problem* problems, int64_t count, void* workspace,
                         const Device& device, Plan* plan, Check&& check, Build&& build) {
   if (count < 0) return TK_INVALID_ARGUMENT;
-  for (int32_t i = 0; i < count; ++i)
+  if (count > std::numeric_limits<int32_t>::max()) return TK_UNSUPPORTED;
+  for (int64_t i = 0; i < count; ++i)
     if (const tk_status status = check(problems[i]); status != TK_OK) return status;
   return dispatch(dtype, [&](auto zero) {
     *plan = make_plan(dtype, workspace, device, [&](PlanBuilder& builder) { build(zero, builder); });

@@ -5,9 +5,9 @@
 
 namespace tk {
 
-tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_problem* problems,
+tk_status rotate_bases_plan(tk_dtype dtype, const tk_rotate_bases_problem* problems, int64_t count,
                             void* workspace, const Device& device, Plan* plan) {
-  const auto check = [](const tk_rotation_problem& p) {
+  const auto check = [](const tk_rotate_bases_problem& p) {
     if (p.n < 0 || p.size < 0 || p.rank < 0 || p.rotation_row < p.rank) return TK_INVALID_ARGUMENT;
     if (std::max({p.n, p.size, p.rank}) >= largest_index) return TK_UNSUPPORTED;
     return TK_OK;
@@ -17,8 +17,8 @@ tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_pro
     GemmTable<T> products;
     GramTable<T> grams;
     TriangularTable<T> steps;
-    for (int32_t i = 0; i < count; ++i) {
-      const tk_rotation_problem& p = problems[i];
+    for (int64_t i = 0; i < count; ++i) {
+      const tk_rotate_bases_problem& p = problems[i];
       if (p.n == 0 || p.rank == 0) continue;
       T* product = builder.scratch<T>(p.n * p.rank);
       double* gram = builder.scratch<double>(p.rank * p.rank);
@@ -34,7 +34,7 @@ tk_status rotate_bases_plan(tk_dtype dtype, int32_t count, const tk_rotation_pro
     grams.launch(builder);
     steps.launch(builder);
   };
-  return plan_problems(dtype, count, problems, workspace, device, plan, check, build);
+  return plan_problems(dtype, problems, count, workspace, device, plan, check, build);
 }
 
 }  // namespace tk

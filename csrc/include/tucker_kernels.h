@@ -49,32 +49,6 @@ TK_API int tk_tile_costs_cpu(double costs[4]);
 TK_API tk_status tk_mode_dot_cpu(tk_dtype dtype, const void* x, int64_t outer, int64_t n, int64_t inner,
                                  const void* matrix, int64_t rows, int transpose, void* y, int threads);
 
-/* out = tensor ×_{modes[0]} matrices[0] ×_{modes[1]} …, every mode at most once; matrices[k] is
- * (rows[k], n), or (n, rows[k]) with transpose. tensor and out are contiguous. */
-typedef struct {
-  const void* tensor;
-  void* out;
-  int32_t ndim, products, transpose;
-  int64_t shape[TK_MAX_MODES];
-  int32_t modes[TK_MAX_MODES];
-  int64_t rows[TK_MAX_MODES];
-  const void* matrices[TK_MAX_MODES];
-} tk_mode_products;
-
-/* The products of each problem are done in the order that takes the fewest operations. */
-TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_mode_products* problems, int64_t count,
-                                       int threads);
-
-/* out[i,j] = sum_{o,k} a[o,i,k] b[o,j,k] for a (outer, a_size, inner) and b (outer, b_size, inner). */
-typedef struct {
-  const void* a;
-  const void* b;
-  void* out;
-  int64_t outer, inner, a_size, b_size;
-} tk_cross_gram;
-
-TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram* problems, int64_t count, int threads);
-
 /* A two-dimensional convolution with a Tucker weight; sizes are {rows, columns}. A one-dimensional one has
  * one row. */
 typedef struct {
@@ -104,8 +78,32 @@ TK_API tk_status tk_tucker_conv_backward_cpu(tk_dtype dtype, const tk_conv2d* co
                                              const void* out_factor, const void* in_factor,
                                              const tk_conv2d_gradients* gradients, int threads);
 
-/* The rank-space operators take a table of problems of different sizes and do all of them in one call. Every
- * field of these structs is 8 bytes wide. Matrices are row-major. */
+/* The operators below take a table of problems of different sizes and do all of them in one call. Every field
+ * of their structs is 8 bytes wide. */
+
+/* out = tensor ×_{modes[0]} matrices[0] ×_{modes[1]} …, every mode at most once, in the order that takes the
+ * fewest operations; matrices[k] is (rows[k], n), or (n, rows[k]) with transpose. tensor and out are
+ * contiguous. */
+typedef struct {
+  const void* tensor;
+  void* out;
+  int64_t ndim, products, transpose;
+  int64_t shape[TK_MAX_MODES], modes[TK_MAX_MODES], rows[TK_MAX_MODES];
+  const void* matrices[TK_MAX_MODES];
+} tk_multi_mode_dot_problem;
+
+TK_API tk_status tk_multi_mode_dot_cpu(tk_dtype dtype, const tk_multi_mode_dot_problem* problems,
+                                       int64_t count, int threads);
+
+/* out[i,j] = sum_{o,k} a[o,i,k] b[o,j,k] for a (outer, a_size, inner) and b (outer, b_size, inner). */
+typedef struct {
+  const void *a, *b;
+  void* out;
+  int64_t outer, inner, a_size, b_size;
+} tk_cross_gram_problem;
+
+TK_API tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram_problem* problems, int64_t count,
+                                   int threads);
 
 /* found (n×count): orthonormal columns spanning the part of directions (n×count) outside basis (n×rank),
  * dependent columns dropped, then zeros. */
@@ -125,9 +123,9 @@ typedef struct {
   const void *basis, *rotation;
   void* rotated;
   int64_t n, size, rank, rotation_row;
-} tk_rotation_problem;
+} tk_rotate_bases_problem;
 
-TK_API tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotation_problem* problems, int64_t count,
+TK_API tk_status tk_rotate_bases_cpu(tk_dtype dtype, const tk_rotate_bases_problem* problems, int64_t count,
                                      int threads);
 
 /* solution (rows×n) = right_side (rows×n) (M Mᵀ + ρ I)⁻¹ with M the unfolding of the middle index of tensor
@@ -146,18 +144,19 @@ typedef struct {
   const void* matrix;
   void *q, *r;
   int64_t m, n;
-} tk_qr_problem;
+} tk_batched_qr_problem;
 
-TK_API tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_qr_problem* problems, int64_t count, int threads);
+TK_API tk_status tk_batched_qr_cpu(tk_dtype dtype, const tk_batched_qr_problem* problems, int64_t count,
+                                   int threads);
 
 /* matrix (m×n) = u (m×k) diag(s) vh (k×n), k = min(m, n), s descending. */
 typedef struct {
   const void* matrix;
   void *u, *s, *vh;
   int64_t m, n;
-} tk_svd_problem;
+} tk_batched_svd_problem;
 
-TK_API tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_svd_problem* problems, int64_t count,
+TK_API tk_status tk_batched_svd_cpu(tk_dtype dtype, const tk_batched_svd_problem* problems, int64_t count,
                                     int threads);
 
 /* Truncated higher-order SVD of one core of `modes` dimensions. Where truncated[i] is non-zero, projection[i]
@@ -169,14 +168,14 @@ typedef struct {
   int64_t modes;
   int64_t shape[TK_MAX_MODES], truncated[TK_MAX_MODES], min_rank[TK_MAX_MODES], max_rank[TK_MAX_MODES];
   void* projection[TK_MAX_MODES];
-} tk_hosvd_problem;
+} tk_hosvd_truncate_problem;
 
 /* tol[l] < 0 takes max_rank exactly. ranks is (count, width), zero beyond a core's modes; errors[l] is
  * |C - C' x P| / |C|, NaN where the core is not finite (it comes back unchanged with identity projections).
  */
-TK_API tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_problem* problems, int64_t count,
-                                       const double* tol, int per_mode, int64_t* ranks, int64_t width,
-                                       double* errors, int threads);
+TK_API tk_status tk_hosvd_truncate_cpu(tk_dtype dtype, const tk_hosvd_truncate_problem* problems,
+                                       int64_t count, const double* tol, int per_mode, int64_t* ranks,
+                                       int64_t width, double* errors, int threads);
 
 #ifdef __cplusplus
 }
