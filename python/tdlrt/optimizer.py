@@ -183,8 +183,9 @@ class TDLRT(torch.optim.Optimizer):
         self.param_groups[0]["bases_frozen"] = flag("frozen", frozen)
         self._choose_kind_of_step()
 
-    def _group_of(self):
-        return {p: group for group in self.param_groups for p in group["params"]}
+    def _group_of(self, parameter):
+        # By identity: the hash of a parameter is a call in Python, and a dict of all of them costs hundreds.
+        return next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
 
     def state_dict(self) -> dict[str, Any]:
         """As of any torch optimiser, and the paths that layers chose, which stay until others are clearly faster."""
@@ -322,12 +323,12 @@ class TDLRT(torch.optim.Optimizer):
 
     def momentum_group(self, core):
         """The parameter group of a core, where the base optimiser's momentum goes along with the bases; else None."""
-        group = self._group_of()[core]
+        group = self._group_of(core)
         return group if isinstance(self.base, torch.optim.SGD) and group["momentum"] else None
 
     def tolerance(self, layer):
         """Relative truncation error that a layer may have now, or None for fixed ranks."""
-        return self._layer_tol.get(layer, self._group_of()[layer.core]["tol"])
+        return self._layer_tol.get(layer, self._group_of(layer.core)["tol"])
 
     def learning_rates(self):
         """{parameter: learning rate of its group}."""
@@ -343,7 +344,6 @@ class TDLRT(torch.optim.Optimizer):
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
-        groups = self._group_of()
         adapt = self.steps // self.basis_every % self.rank_every == 0
         rules = []
         for e in expansions:
@@ -352,7 +352,8 @@ class TDLRT(torch.optim.Optimizer):
             tol = self.tolerance(e.layer)
             if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:
                 tol = 0.0
-            if tol is None or not adapt or _is_zero(groups[e.layer.core]["lr"]):  # without a step, no loss of rank
+            still = _is_zero(self._group_of(e.layer.core)["lr"])
+            if tol is None or not adapt or still:  # without a step, no loss of rank
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
             sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]

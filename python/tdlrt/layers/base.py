@@ -28,6 +28,7 @@ class TuckerLayer(nn.Module):
         core: parameter, one dimension per mode of the weight; a mode without a factor keeps its full size.
         factors: one entry per mode, a parameter (n_i, r_i) with orthonormal columns, or `None`.
         bias: parameter or `None`.
+        modes: the factorised modes.
         path: "auto", "chain", "fused" or "reconstruct", passed to the operator.
         train_bases: whether the forward pass asks for gradients of the factors; the optimiser clears it for steps that
             update cores only.
@@ -39,14 +40,14 @@ class TuckerLayer(nn.Module):
         self.path = "auto"
         self.chosen_paths = {}  # by "auto", last: {whether gradients were wanted: path}
         self.train_bases = True
-        modes = factorised_modes(modes, len(self.weight_shape))
-        ranks = mode_ranks(ranks, self.weight_shape, modes)
+        self.modes: tuple[int, ...] = factorised_modes(modes, len(self.weight_shape))
+        ranks = mode_ranks(ranks, self.weight_shape, self.modes)
         flag("bias", bias)
         check_placement(device, dtype)
         options = {"device": device, "dtype": dtype}
         self.core = nn.Parameter(torch.empty(ranks, **options))
         self.factors = nn.ParameterList(
-            nn.Parameter(torch.empty(n, r, **options)) if i in modes else None
+            nn.Parameter(torch.empty(n, r, **options)) if i in self.modes else None
             for i, (n, r) in enumerate(zip(self.weight_shape, ranks))
         )
         if bias:
@@ -77,11 +78,6 @@ class TuckerLayer(nn.Module):
         if self.bias is not None:
             bound = 1 / math.sqrt(self.fan_in)
             self.bias.uniform_(-bound, bound)
-
-    @property
-    def modes(self) -> tuple[int, ...]:
-        """The factorised modes."""
-        return tuple(i for i, factor in enumerate(self.factors) if factor is not None)
 
     @property
     def ranks(self) -> tuple[int, ...]:
