@@ -16,9 +16,12 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// What a status says.
+using Words = const char*(tk_status);
+
 // Turns a status other than success into an exception.
-inline void check(tk_status status, const char* what) {
-  if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + tk_status_string(status));
+inline void check(tk_status status, const char* what, Words* words = tk_status_string) {
+  if (status != TK_OK) throw std::runtime_error(std::string(what) + ": " + words(status));
 }
 
 // How Python gives an argument of a C function, and back: addresses and enumerators are integers.
@@ -36,9 +39,10 @@ A taken(Given<A> given) {
 
 // Binds a function as the header declares it, argument by argument; it runs without the interpreter's lock.
 template <class... A>
-void bind(pybind11::module_& m, const std::string& name, tk_status (*function)(A...)) {
+void bind(pybind11::module_& m, const std::string& name, tk_status (*function)(A...),
+          Words* words = tk_status_string) {
   m.def(name.c_str(), [=](Given<A>... given) {
     pybind11::gil_scoped_release release;
-    check(function(taken<A>(given)...), name.c_str());
+    check(function(taken<A>(given)...), name.c_str(), words);
   });
 }

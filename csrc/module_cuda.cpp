@@ -131,6 +131,14 @@ py::dict describe(const tk::Plan& plan) {
   return out;
 }
 
+#if defined(TK_CUDA_ARCHITECTURES)
+const char* cuda_words(tk_status status) {
+  return status == TK_CUDA_ERROR ? tk_cuda_error() : tk_status_string(status);
+}
+#else
+Words* const cuda_words = nullptr;
+#endif
+
 // Binds one operator, every way. `call` is null where no kernels were compiled.
 template <class Problem, class... Rest, class... A>
 void bind_every_way(py::module_& m, const std::string& name, tk::PlanFunction<Problem, Rest...>* make_plan,
@@ -146,7 +154,7 @@ void bind_every_way(py::module_& m, const std::string& name, tk::PlanFunction<Pr
   m.def((name + "_cuda_at").c_str(), [=](uintptr_t function, Given<A>... given) {
     check(reinterpret_cast<decltype(call)>(function)(taken<A>(given)...), name.c_str());
   });
-  if (call) bind(m, name + "_cuda", call);
+  if (call) bind(m, name + "_cuda", call, cuda_words);
 }
 
 }  // namespace
@@ -161,6 +169,7 @@ void bind_every_way(py::module_& m, const std::string& name, tk::PlanFunction<Pr
 void bind_cuda(py::module_& m) {
 #if defined(TK_CUDA_ARCHITECTURES)
   m.def("cuda_architectures", &tk_cuda_architectures);
+  m.def("cuda_unusable", &tk_cuda_unusable);
 #endif
   TK_BIND(multi_mode_dot);
   TK_BIND(cross_gram);

@@ -8,6 +8,7 @@ import re
 
 import cuda_resources
 import pytest
+import torch
 
 from tucker_kernels.native import native_module
 
@@ -63,8 +64,23 @@ ptxas info    : Used 255 registers, used 1 barriers, 35048 bytes smem, 380 bytes
     assert kernel == {"stack": 8, "spills": 16, "registers": 255, "shared": 35048}
 
 
-def test_the_module_says_what_it_was_compiled_for():
+def compiled():
     module, reason = native_module()
     if module is None or not hasattr(module, "cuda_architectures"):
         pytest.skip(reason or "this build has no CUDA kernels")
+    return module
+
+
+def test_without_a_card_the_module_says_so_in_the_words_of_cuda():
+    module = compiled()
+    if torch.cuda.is_available():
+        pytest.skip("asks what happens without a GPU")
+    driver = "no CUDA-capable device is detected|driver version is insufficient"
+    assert re.search(f"^loading the kernels: .*({driver})", module.cuda_unusable())
+    with pytest.raises(RuntimeError, match=f"^tangent_basis: the current device: .*({driver})"):
+        module.tangent_basis_cuda(0, [(0, 0, 0, 0, 4, 1, 1)], 0, 0, 0)
+
+
+def test_the_module_says_what_it_was_compiled_for():
+    module = compiled()
     assert re.fullmatch(r"\d+[af]?( \d+[af]?)*", module.cuda_architectures())

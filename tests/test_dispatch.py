@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
 import tucker_kernels as tk
+from tucker_kernels import dispatch
 from tucker_kernels.dispatch import DEVICES, NAMES, ORDER, chosen, implementation, implements
 from tucker_kernels.native import CALLED, MAX_MODES, native_module
 
@@ -137,6 +139,28 @@ def test_every_operator_has_a_reference():
     assert operators == set(implements.__globals__["_implementations"]["reference"])
 
 
+def card(monkeypatch, problem):
+    """A machine with a card, and a compiled module that finds `problem` with it."""
+    module = types.SimpleNamespace(cuda_architectures=lambda: "80 90a", cuda_unusable=lambda: problem)
+    monkeypatch.setattr(dispatch, "native_module", lambda: (module, ""))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+
+
+def test_a_card_that_the_kernels_were_not_compiled_for_is_told_before_the_first_launch(monkeypatch):
+    words = "loading the kernels: no kernel image is available for execution on the device"
+    card(monkeypatch, words)
+    expected = f"compiled kernels for 80 90a on Tesla T4 (compute capability 7.5): {words}"
+    assert dispatch._cuda_status() == (False, expected)
+
+
+def test_a_card_that_can_run_the_kernels_is_named(monkeypatch):
+    card(monkeypatch, "")
+    assert dispatch._cuda_status() == (True, "compiled kernels for 80 90a on Tesla T4")
+
+
 OLD_MODULE = """
 import sys, types
 sys.modules["tucker_kernels._C"] = types.ModuleType("tucker_kernels._C")
@@ -160,7 +184,7 @@ def test_what_is_called_in_the_compiled_module_is_checked():
     called = {
         name
         for file in package.glob("*.py")
-        if file.name != "cuda.py"  # a build without CUDA has none of it
+        if file.name != "cuda.py"  # a build without CUDA has none of it; see CALLED_WITH_CUDA
         for name in re.findall(r"\b_C\.(\w+)", file.read_text().replace("torch._C.", ""))
     }
     called |= {f"{name}_cpu" for name in re.findall(r'\brun\("(\w+)"', (package / "tables.py").read_text())}

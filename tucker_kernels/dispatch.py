@@ -75,7 +75,11 @@ def _cuda_status():
         return False, reason
     if not hasattr(module, "cuda_architectures"):
         return False, f"this build has no CUDA kernels ({module.cuda_decision})"
-    return _torch_cuda_status(f"compiled kernels for {module.cuda_architectures()}")
+    available, reason = _torch_cuda_status(f"compiled kernels for {module.cuda_architectures()}")
+    if available and (problem := module.cuda_unusable()):
+        major, minor = torch.cuda.get_device_capability()
+        return False, f"{reason} (compute capability {major}.{minor}): {problem}"
+    return available, reason
 
 
 def _triton_status():

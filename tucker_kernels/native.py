@@ -10,6 +10,7 @@ CALLED = (
     *("tucker_conv_forward_cpu", "tucker_conv_backward_cpu", "tangent_basis_cpu", "hosvd_truncate_cpu"),
     *("rotate_bases_cpu", "gram_solve_cpu", "batched_qr_cpu", "batched_svd_cpu"),
 )
+CALLED_WITH_CUDA = ("cuda_architectures", "cuda_unusable")
 CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # tk_dtype of tucker_kernels.h
 MAX_MODES = 8  # TK_MAX_MODES
 
@@ -24,7 +25,8 @@ def native_module():
             f"the compiled module did not load ({error}); reinstall tucker-kernels, or in its source tree run "
             "`pip install -e .`"
         )
-    missing = [name for name in CALLED if not hasattr(_C, name)]
+    called = (*CALLED, *(CALLED_WITH_CUDA if hasattr(_C, "cuda_architectures") else ()))
+    missing = [name for name in called if not hasattr(_C, name)]
     if missing:
         return None, (
             f"the compiled module is older than the package (it has no {missing[0]}); reinstall tucker-kernels, or in "

@@ -1,5 +1,7 @@
 // Runs launch plans on a stream; the only file that launches kernels. Compiled by nvcc for GPUs, and by g++
 // against csrc/emu for tests, where "device" pointers are host pointers.
+#include <string>
+
 #include "core/portability.h"
 #include "cuda/operators.h"
 #include "kernels/finish_truncation.cuh"
@@ -13,11 +15,28 @@
 namespace tk {
 namespace {
 
-void store(const Plan& plan, void* workspace, cudaStream_t stream) {
+thread_local std::string error_text;  // for tk_cuda_error
+
+// TK_OK, or TK_CUDA_ERROR with the words kept. Errors are those that our own calls return; an error of
+// somebody else's earlier call stays where it is, and ours is taken away, so that nobody finds it after his
+// own call.
+tk_status checked(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return TK_OK;
+  cudaGetLastError();
+  error_text = std::string(what) + ": " + cudaGetErrorString(error);
+  return TK_CUDA_ERROR;
+}
+
+tk_status store(const Plan& plan, void* workspace, cudaStream_t stream) {
   constexpr int groups = store_threads / 32;
-  for (const TablePiece& piece : pieces(plan.table))
-    TK_LAUNCH(store_table, dim3((piece.groups + groups - 1) / groups), dim3(store_threads), 0, stream, piece,
-              static_cast<uint32_t*>(workspace));
+  for (const TablePiece& piece : pieces(plan.table)) {
+    const dim3 grid((piece.groups + groups - 1) / groups);
+    const tk_status status = checked(TK_LAUNCH(store_table, grid, dim3(store_threads), 0, stream, piece,
+                                               static_cast<uint32_t*>(workspace)),
+                                     "store_table");
+    if (status != TK_OK) return status;
+  }
+  return TK_OK;
 }
 
 // A launch on the way to its kernel.
@@ -27,31 +46,31 @@ struct Start {
   cudaStream_t stream;
   int64_t shared_bytes;  // of a block of this device
 
-  // Always as much as there is, whatever this launch takes: two threads of the host may launch one kernel.
-  template <class Function>
-  bool allow_shared(Function* kernel) const {
+  // Allows always as much as there is, whatever this launch takes: two threads of the host may launch one
+  // kernel.
+  template <class Function, class... Arguments>
+  tk_status run(Function* kernel, int32_t threads, const Arguments&... arguments) const {
+    const char* name = kernel_name(launch.kernel);
     const int64_t declared = static_shared_bytes(launch.kernel);
-    return launch.shared + declared <= granted_shared_bytes ||
-           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes - declared)) == cudaSuccess;
+    if (launch.shared + declared > granted_shared_bytes) {
+      const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(shared_bytes - declared));
+      if (error != cudaSuccess) return checked(error, name);
+    }
+    return checked(TK_LAUNCH(kernel, dim3(launch.grid), dim3(threads), launch.shared, stream, arguments...),
+                   name);
   }
 
   // A persistent grid over tiles.
   template <class Problem>
   tk_status tiles(void (*kernel)(const Problem*, int, int)) const {
-    if (!allow_shared(kernel)) return TK_CUDA_ERROR;
-    TK_LAUNCH(kernel, dim3(launch.grid), dim3(launch.block), launch.shared, stream,
-              reinterpret_cast<const Problem*>(table), launch.count, launch.work);
-    return TK_OK;
+    return run(kernel, launch.block, reinterpret_cast<const Problem*>(table), launch.count, launch.work);
   }
 
   // One block per problem, with shared memory by the size of the problem.
   template <class Problem>
   tk_status blocks(void (*kernel)(const Problem*)) const {
-    if (!allow_shared(kernel)) return TK_CUDA_ERROR;
-    TK_LAUNCH(kernel, dim3(launch.grid), dim3(TK_THREADS(launch.block)), launch.shared, stream,
-              reinterpret_cast<const Problem*>(table));
-    return TK_OK;
+    return run(kernel, TK_THREADS(launch.block), reinterpret_cast<const Problem*>(table));
   }
 };
 
@@ -74,11 +93,12 @@ tk_status current_device(Device* device) {
   *device = {2, static_cast<int64_t>(emu::shared_limit)};
 #else
   int index = 0, shared = 0;
-  if (cudaGetDevice(&index) != cudaSuccess ||
-      cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index) !=
-          cudaSuccess ||
-      cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index) != cudaSuccess)
-    return TK_CUDA_ERROR;
+  cudaError_t error = cudaGetDevice(&index);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error != cudaSuccess) return checked(error, "the current device");
   device->shared_bytes = shared;
 #endif
   return TK_OK;
@@ -100,19 +120,30 @@ tk_status run(PlanFunction<Problem, Rest...> make, tk_dtype dtype, const Problem
   if (*workspace_bytes < plan.workspace) return TK_INVALID_ARGUMENT;
   char* base = static_cast<char*>(workspace);
   const auto stream = static_cast<cudaStream_t>(stream_handle);
-  store(plan, workspace, stream);
+  status = store(plan, workspace, stream);
   for (const Launch& launch : plan.launches) {
+    if (status != TK_OK) break;
     const Start next{launch, base + launch.table, stream, device.shared_bytes};
     status = plan.dtype == TK_FLOAT64 ? start<double>(next) : start<float>(next);
-    if (status != TK_OK) return status;
   }
-  return cudaGetLastError() == cudaSuccess ? TK_OK : TK_CUDA_ERROR;
+  return status;
 }
 
 }  // namespace
 }  // namespace tk
 
 const char* tk_cuda_architectures(void) { return TK_CUDA_ARCHITECTURES; }
+
+const char* tk_cuda_error(void) { return tk::error_text.c_str(); }
+
+const char* tk_cuda_unusable(void) {
+#if !defined(TK_EMU)
+  cudaFuncAttributes found;
+  if (tk::checked(cudaFuncGetAttributes(&found, tk::store_table), "loading the kernels") != TK_OK)
+    return tk::error_text.c_str();
+#endif
+  return "";
+}
 
 #define TK_OPERATOR(name)                                                                        \
   tk_status tk_##name##_cuda(tk_dtype dtype, const tk_##name##_problem* problems, int64_t count, \

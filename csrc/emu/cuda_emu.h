@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "emu/runtime.h"
 
@@ -50,14 +51,18 @@ TK_EMU_VECTORS(unsigned, uint, 8, 16)
 #define TK_THREADS(n) (n)
 #endif
 
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+
 namespace emu {
 template <class... Parameters, class... Arguments>
-void launch_kernel(void (*kernel)(Parameters...), const char* name, dim3 grid, dim3 block,
-                   size_t shared_bytes, const Arguments&... arguments) {
+cudaError_t launch_kernel(void (*kernel)(Parameters...), const char* name, dim3 grid, dim3 block,
+                          size_t shared_bytes, const Arguments&... arguments) {
+  if (fails_next()) return static_cast<cudaError_t>(last_error = cudaErrorInvalidValue);
   auto body = [&] { kernel(arguments...); };
   launch(
       reinterpret_cast<const void*>(kernel), name, grid, block, shared_bytes,
       [](void* f) { (*static_cast<decltype(body)*>(f))(); }, &body);
+  return failed() ? cudaErrorLaunchFailure : cudaSuccess;
 }
 }  // namespace emu
 
@@ -214,16 +219,21 @@ inline double __longlong_as_double(long long x) { return emu::bits<double>(x); }
 
 // ---- Host calls: device memory is host memory, a stream is the calling thread ----------------------------
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int bytes) {
+  if (emu::fails_next()) return static_cast<cudaError_t>(emu::last_error = cudaErrorInvalidValue);
   emu::allow_shared(reinterpret_cast<const void*>(kernel), bytes);
   return cudaSuccess;
 }
-// Unlike CUDA's it does not clear the error: emu::take_error() does, and has the message.
-inline cudaError_t cudaGetLastError() { return emu::failed() ? cudaErrorLaunchFailure : cudaSuccess; }
+// What the executor finds wrong with a kernel is not among them: emu::take_error() has it.
+inline cudaError_t cudaGetLastError() { return static_cast<cudaError_t>(std::exchange(emu::last_error, 0)); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess             ? "no error"
+         : error == cudaErrorInvalidValue ? "invalid argument"
+                                          : "unspecified launch failure";
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
   std::memcpy(to, from, bytes);
   return cudaSuccess;

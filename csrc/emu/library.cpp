@@ -23,6 +23,11 @@ TK_EXPORT const char* tk_emu_sanitizer() {
 }
 TK_EXPORT void tk_emu_set_thread_order(unsigned seed) { emu::set_thread_order(seed); }
 
+// CUDA's error of the calling thread: `code` instead of what it is, which is returned.
+TK_EXPORT int tk_emu_exchange_error(int code) { return std::exchange(emu::last_error, code); }
+// The call after this many that succeed (launches and cudaFuncSetAttribute) is refused; -1: none.
+TK_EXPORT void tk_emu_fail_after(int calls) { emu::calls_until_failure = calls; }
+
 // One launch of one kernel on a table as it stands; `work` is the number of tiles of a persistent grid.
 TK_EXPORT int tk_emu_launch(const char* kernel, tk_dtype dtype, const void* table, int count, int work,
                             int grid, int block, int64_t shared) {

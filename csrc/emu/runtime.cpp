@@ -26,6 +26,7 @@
 namespace emu {
 
 Builtins* builtins = nullptr;
+int last_error = 0, calls_until_failure = -1;
 size_t shared_limit = 101376;  // a small GPU's (sm_86, sm_89)
 
 namespace {

@@ -53,6 +53,10 @@ extern size_t shared_limit;
 // Ends the launch; does not return, but is not declared so: AddressSanitizer would clean up the wrong stack.
 void fail(const char* where, const char* what);
 
+// CUDA's error of the calling thread, and whether the call that asks is the one that a test wants to fail.
+extern int last_error, calls_until_failure;
+inline bool fails_next() { return calls_until_failure >= 0 && calls_until_failure-- == 0; }
+
 // The message of the first error since the last call, or null. Until it is taken, launches do nothing.
 const char* take_error();
 bool failed();

@@ -24,6 +24,15 @@ extern "C" {
 /* The GPU architectures the kernels were compiled for, for instance "80 90a". */
 TK_API const char* tk_cuda_architectures(void);
 
+/* Why kernels cannot run on the current device, for instance because they were compiled for others; an empty
+ * string where they can. Loads the kernels. Valid until the next call of this thread. */
+TK_API const char* tk_cuda_unusable(void);
+
+/* What failed where the last call of this thread answered TK_CUDA_ERROR: the kernel, and CUDA's own words.
+ * Errors that other CUDA calls left behind are neither reported nor cleared (but after a fault of anybody's
+ * kernel every call fails, with the words for that). */
+TK_API const char* tk_cuda_error(void);
+
 TK_API tk_status tk_multi_mode_dot_cuda(tk_dtype dtype, const tk_multi_mode_dot_problem* problems,
                                         int64_t count, void* workspace, int64_t* workspace_bytes,
                                         void* stream);
