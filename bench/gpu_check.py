@@ -2,12 +2,13 @@
 
     python3 bench/gpu_check.py [--stages build tests …] [--out bench/results] [--commit …] [--dry-run]
 
-Correctness comes first: build, tests with marker gpu, compute-sanitizer. Then times: a step's linear algebra for all
-layers of a ResNet18 (bench/gpu_step.py), whole training steps as CUDA graphs (bench/gpu_model.py), each kernel against
-its roofline (bench/gpu_kernels.py), the Triton kernels (bench/triton_kernels.py). Every stage is a process of its own
-with a deadline; what it measured before that is kept, and what there was no time for is named. Results go to
-bench/results/gpu_check-DATE.json, the table comes last, and the exit status is the number of failed stages and of
-results found wrong. Needs torch, pytest, pybind11, cmake, ninja and nvcc, and no network.
+What is worth most comes first: build, tests with marker gpu; times of a step's linear algebra for all layers of a
+ResNet18 (bench/gpu_step.py), of whole training steps as CUDA graphs (bench/gpu_model.py), of each kernel against its
+roofline (bench/gpu_kernels.py); compute-sanitizer; the Triton kernels (bench/triton_kernels.py). Every stage is a
+process of its own with a share of the time, to which comes what earlier ones left. What it measured before its deadline
+is kept, and what there was no time for is named. Results go to bench/results/gpu_check-DATE.json after every stage, so
+that a cut loses nothing; the table comes last, and the exit status is the number of failed stages and of results found
+wrong. Needs torch, pytest, pybind11, cmake, ninja and nvcc, and no network.
 
 `--dry-run` runs the Python of every stage on this machine's CPU with tiny sizes, the CUDA back end being the host
 executor of csrc/emu: a rehearsal of this harness, whose numbers mean nothing.
@@ -26,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
-BUDGET = 460  # seconds for everything
+BUDGET = 460  # seconds for everything: the shares of STAGES together
 LEAST = 5  # seconds without which a stage does not begin
 # pyproject.toml's options are for plugins that may be missing here.
 PYTEST = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=short"]
@@ -34,10 +35,17 @@ PYTEST = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cach
 CUDA_TESTS, TRITON_TESTS = "tests/test_cuda_operators.py", "tests/test_triton.py"
 
 
+def toolkits():
+    """Folders in which CUDA's tools may be: nvcc's own, those that the environment names, and the usual one."""
+    nvcc = shutil.which("nvcc")
+    roots = [Path(nvcc).resolve().parents[1]] if nvcc else []
+    roots += [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    roots.append(Path("/usr/local/cuda"))
+    return list(dict.fromkeys(str(root / folder) for root in roots for folder in ("bin", "compute-sanitizer")))
+
+
 def environment():
-    path = os.environ.get("PATH", os.defpath)
-    if shutil.which("nvcc") is None:
-        path += f"{os.pathsep}/usr/local/cuda/bin"
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *toolkits()])
     paths = [str(ROOT), str(ROOT / "python"), str(BENCH), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
@@ -98,17 +106,25 @@ def tests_of(file):
 
 
 def sanitizer(arguments, deadline):
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    path = environment()["PATH"]
+    tool = shutil.which("compute-sanitizer", path=path)
     chosen = ["-k", "cuda and (cross_gram or not_finite or product_of_the_others)", CUDA_TESTS]
     if arguments.dry_run:
         run([*PYTEST, "--collect-only", "-m", "gpu", *chosen], deadline)
         return "collected only"
-    if not Path(tool).exists():
-        return "not run: no compute-sanitizer on PATH"
+    if tool is None:
+        return f"not run: no compute-sanitizer in {path}"
     # Torch's cache would hide what lies beyond an allocation, and torch probes for features that fail.
     prefix = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    clean = []
     for check in ("memcheck", "racecheck"):
-        run([*prefix, "--tool", check, *PYTEST, "-m", "gpu", *chosen], deadline)
+        try:
+            run([*prefix, "--tool", check, *PYTEST, "-m", "gpu", *chosen], deadline)
+        except subprocess.TimeoutExpired:
+            if not clean:
+                raise
+            return f"{clean[0]} is clean, no time for {check}"
+        clean.append(check)
     return "memcheck and racecheck are clean"
 
 
@@ -123,27 +139,30 @@ def measured(script):
 
 def triton(arguments, deadline):
     budget = max(deadline - time.monotonic() - 10, 1)  # one layer more may be under way
-    options = ["--nets", "cifar", "--precisions", "bf16", "tf32", "--budget", f"{budget:.0f}", "--compile", "--save"]
+    options = ["--nets", "cifar", "--precisions", "bf16", "tf32", "--budget", f"{budget:.0f}", "--save"]
     result = BENCH / "results/triton_kernels.json"
     if arguments.dry_run:
         run([sys.executable, BENCH / "triton_kernels.py", "--help"], deadline)
         return "imported only"
-    run([sys.executable, BENCH / "triton_kernels.py", *options], deadline)
-    if arguments.rows.parent != result.parent:
-        shutil.copy(result, arguments.rows.parent)
+    began = time.time()
+    try:
+        run([sys.executable, BENCH / "triton_kernels.py", *options], deadline)
+    finally:  # it is written layer by layer; an older one is not this run's
+        if result.exists() and result.stat().st_mtime >= began and arguments.rows.parent != result.parent:
+            shutil.copy(result, arguments.rows.parent)
     return "rows in triton_kernels.json"
 
 
-# In the order they run, with the most seconds each may take.
+# In the order they run, with each one's share of the time in seconds.
 STAGES = {
-    "build": (build, 150),
-    "tests": (tests_of(CUDA_TESTS), 80),
-    "triton_tests": (tests_of(TRITON_TESTS), 80),
-    "sanitizer": (sanitizer, 60),
-    "step": (measured("gpu_step.py"), 80),
-    "model": (measured("gpu_model.py"), 50),
-    "kernels": (measured("gpu_kernels.py"), 40),
-    "triton": (triton, 90),
+    "build": (build, 110),
+    "tests": (tests_of(CUDA_TESTS), 60),
+    "step": (measured("gpu_step.py"), 60),
+    "model": (measured("gpu_model.py"), 40),
+    "kernels": (measured("gpu_kernels.py"), 20),
+    "triton_tests": (tests_of(TRITON_TESTS), 50),
+    "sanitizer": (sanitizer, 80),
+    "triton": (triton, 40),
 }
 
 
@@ -170,6 +189,15 @@ def read_rows(path):
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def write(path, about, reports, rows):
+    """The result as far as it is known; the rows that are in it."""
+    found = read_rows(rows)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({**about, "stages": reports, "rows": found}, indent=1) + "\n")
+    temporary.replace(path)
+    return found
 
 
 def table(rows):
@@ -215,22 +243,27 @@ def main(argv=None):
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"gpu_check-{about['date'].replace(':', '')}.json"
     arguments.rows = path.with_suffix(".rows")
-    for name in arguments.stages:
-        stage, most = STAGES[name]
-        began, left = time.monotonic(), start + BUDGET - time.monotonic()
-        if left < LEAST:
-            reports[name] = "not run: out of time"
-            continue
-        try:
-            reports[name] = stage(arguments, began + min(most, left)) or "passed"
-        except subprocess.TimeoutExpired:
-            reports[name], failed = f"FAILED: not done after {min(most, left):.0f} s", [*failed, name]
-        except Exception as error:
-            reports[name], failed = f"FAILED: {type(error).__name__}: {error}", [*failed, name]
-        reports[name] += f" ({time.monotonic() - began:.0f} s)"
-    rows = read_rows(arguments.rows)
+    deadline = start
+    try:
+        for name in arguments.stages:
+            stage, share = STAGES[name]
+            deadline = min(deadline + share, start + BUDGET)
+            began = time.monotonic()
+            if deadline - began < LEAST:
+                reports[name] = "not run: out of time"
+                continue
+            reports[name] = "begun, and cut off"  # what the file says if this process ends here
+            write(path, about, reports, arguments.rows)
+            try:
+                reports[name] = stage(arguments, deadline) or "passed"
+            except subprocess.TimeoutExpired:
+                reports[name], failed = f"FAILED: not done after {deadline - began:.0f} s", [*failed, name]
+            except Exception as error:
+                reports[name], failed = f"FAILED: {type(error).__name__}: {error}", [*failed, name]
+            reports[name] += f" ({time.monotonic() - began:.0f} s)"
+    finally:
+        rows = write(path, about, reports, arguments.rows)
     wrong = sum(r["kind"] == "wrong" for r in rows)
-    path.write_text(json.dumps({**about, "stages": reports, "rows": rows}, indent=1) + "\n")
     arguments.rows.unlink(missing_ok=True)
     print(f"\n{about['card']}, commit {about['commit']}, torch {about['torch']}, written to {path}")
     print(*table(rows), *(f"[{name}] {report}" for name, report in reports.items()), sep="\n")
@@ -241,4 +274,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # the stage's process ends, too
     sys.exit(main())
