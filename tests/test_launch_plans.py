@@ -369,7 +369,33 @@ def test_a_resnet18_step_takes_few_launches(fraction, modes, most):
 
     whole, shallow = plans(len(cores)), plans(1)
     assert [len(p["launches"]) for p in whole] == [len(p["launches"]) for p in shallow] == [8, 7 + 2 * modes, 3]
-    assert sum(map(launches, whole)) <= most
+    assert sum(map(launches, whole)) <= most  # without momentum; see the next test
+
+
+@pytest.mark.parametrize("modes", [2, 4])
+@pytest.mark.parametrize("fraction", [1 / 8, 1 / 4, 1 / 2])
+def test_momentum_adds_seven_calls_to_a_resnet18_step(fraction, modes):
+    """What momentum.py and transport.py call, at full capacity; tests/test_step_launches.py sees that it is that."""
+    OUT = (1 << 50) + 0x12345600
+    sizes = [(int(r / fraction), r) for pair in resnet18(fraction) for r in pair]
+    shapes = [[a, b, 3, 3] for a, b in resnet18(fraction)]
+    places = [(s, mode, math.prod(s[:mode]), math.prod(s[mode + 1 :])) for s in shapes for mode in range(2)]
+    crossed = [(OUT, OUT, OUT, n, 1, r, r) for n, r in sizes]
+    divided = [(OUT, OUT, OUT, outer, s[mode], inner, s[mode]) for s, mode, outer, inner in places]
+    blocks = [(OUT, OUT, s, [mode], [s[mode]], [OUT], False) for s, mode, *_ in places]
+    buffers = [
+        (OUT, OUT, [2 * a, 2 * b, 3, 3], list(range(modes)), [a, b, 3, 3][:modes], [OUT] * modes, True)
+        for a, b, *_ in shapes
+    ]
+    thin = [(OUT, OUT, [n, r], [1], [r], [OUT], True) for n, r in sizes]
+    brought_in = [("cross_gram", crossed), ("gram_solve", divided), ("multi_mode_dot", blocks)]
+    carried_on = [("multi_mode_dot", thin), ("cross_gram", crossed), ("multi_mode_dot", thin)]
+    plans = [
+        check(plan_of(name, 0, problems, WORKSPACE, *DEVICES["H200"]), "H200")
+        for name, problems in (*brought_in, ("multi_mode_dot", buffers), *carried_on)
+    ]
+    assert [len(plan["launches"]) for plan in plans] == [1, 4, 1, modes, 1, 1, 1]
+    assert sum(map(launches, plans)) == 16 + modes  # each of the seven brings its table
 
 
 KERNELS = {
