@@ -8,15 +8,20 @@
 // sweeps are made. A comes as a sorted Cholesky factor, so that a matrix whose rows are nearly orthogonal
 // needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory, beside 2n
 // elements and n doubles: all up to n = 239 of 227 KiB in float32, else the first `resident` ones, and the
-// others stay in `factor` (9 in 100 for n = 256, 4 in 5 for 512). Tiling: a warp holds two groups of G
+// others stay in `factor` (1 in 8 for n = 256, 4 in 5 for 512). Tiling: a warp holds two groups of G
 // columns in registers and rotates all pairs between them, G independent pairs at a time; lanes run along
 // rows for products and along pairs for angles. Round-robin groups, n/G − 1 rounds a sweep with a barrier
 // each, so that a sweep moves every column n/G times instead of n. G = 4 up to n = 256, 2 up to 512, then 1
 // (float64: 96 and 192). Numerics: T, columns scaled by 1/sqrt(trace) so that squares neither overflow nor
 // vanish; squared norms are updated by every rotation and summed anew at each sweep; those that choose the
 // rank are summed in double. Template: T = float, double. Any number of threads that is a multiple of 32.
-// Source: Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky factor).
-// Loops are not unrolled where 128 registers (512 threads) would spill.
+// Limits: one block, hence one multiprocessor, has a matrix up to the largest size, 1,024. Above 239
+// (float64: 168) the columns that do not fit come from L2 in every round of every sweep; that is right, and
+// tested, but the others of a card stand idle. A cluster of eight blocks would hold the columns in
+// distributed shared memory up to some n = 670 of float32 on sm_90; it is not written. A launch per round
+// over many blocks needs no cluster, but n/G launches a sweep where a whole truncation takes eleven. Source:
+// Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky factor). Loops are not unrolled where 128
+// registers (512 threads) would spill.
 #pragma once
 
 #include "kernels/limits.h"
