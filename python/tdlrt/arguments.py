@@ -23,10 +23,7 @@ CHOICES = {
     "budget_of": tuple(COSTS),
 }
 # What a captured step can have: the other settings decide on the host.
-CAPTURABLE = {
-    **{"integrator": ("one_pass",), "base": tuple(BASES), "retain": ("deferred",), "budget": (None,)},
-    **{"rank_multiple": (1,), "conditioning": (0.0,), "basis_every": (1,), "rank_every": (1,), "min_rank": (1,)},
-}
+CAPTURABLE = {"integrator": ("one_pass",), "base": tuple(BASES), "retain": ("deferred",), "budget": (None,)}
 
 
 def check_options(capturable, **options):

@@ -6,11 +6,15 @@ it: the columns beyond are exactly zero, and so are their rows of the core. Zero
 momentum stay in place, as a captured CUDA graph needs, and everything is put back on the device where a gradient holds
 NaN or Inf. What gradients were multiplied by since the backward pass cannot be found without reading it; they must be
 what the backward pass left.
+
+A rank never counts directions in which the core is zero to rounding, though `min_rank`, `rank_multiple` or a step that
+keeps its ranks ask for more: those of the bases and zero columns could not be told apart.
 """
 
 import torch
 
 import tucker_kernels as tk
+from tdlrt.conditioning import conditioning_gradient
 from tdlrt.expansion import Expansion, carried_states, enter, rotated_bases
 from tdlrt.transport import corner
 
@@ -43,6 +47,9 @@ class CapturedStep:
             for factor in e.layer.factors:
                 if factor is not None:
                     factor.grad = None
+            if o.conditioning:
+                active = None if e.factors[0] is None else _in_use(e.factors[0])
+                e.layer.core.grad[e.known_block] += o.conditioning * conditioning_gradient(e.core, active)
         o.clip(expansions)
         o.base.step()
         undo += [(t, None) for p in fresh for t in _tensors(o.state.get(p))]
@@ -50,8 +57,8 @@ class CapturedStep:
         ok = torch.stack(finite).all()
         for tensor, before in undo:
             _select(ok, tensor, before, into=tensor)
-        for e, core, factors, state in new:
-            self._leave(e, ok, core, factors, state)
+        for each in new:
+            self._leave(each[0], ok, *each[1:])
         self.skipped = (~ok).long() if self.skipped is None else self.skipped.add_(~ok)
 
     def ranks_later(self):
@@ -95,29 +102,64 @@ class CapturedStep:
         new = [(e, e.layer.core.data, e.factors, o.state.get(e.layer.core, {})) for e in expansions if not e.grew]
         if not moved:
             return new
-        least = _LEAST_TOL * torch.finfo(moved[0].core.dtype).eps
+        tol = [max(o.tolerance(e.layer) or 0.0, _least_tol(e.core)) for e in moved]
+        most = [
+            tuple(min(n, o.max_rank or n) if i in e.layer.modes else n for i, n in enumerate(e.core.shape))
+            for e in moved
+        ]
+        whole = o.rank_multiple > 1 or not o.adapts_ranks  # ranks are chosen here, from cores in HOSVD form
         cores, projections, ranks, error = tk.hosvd_truncate(
             [e.layer.core.data for e in moved],
-            tol=[max(o.tolerance(e.layer) or 0.0, least) for e in moved],
+            tol=0.0 if whole else tol,
             modes=[tuple(e.layer.modes) for e in moved],
-            min_rank=1,
-            max_rank=[
-                tuple(min(n, o.max_rank or n) if i in e.layer.modes else n for i, n in enumerate(e.core.shape))
-                for e in moved
-            ],
+            min_rank=most if whole else [tuple(min(o.min_rank, m) for m in own) for own in most],
+            max_rank=most,
             tolerance_mode=o.tolerance_mode,
         )
         finite.append(error.isfinite().all())
         P = [[None if p is None else p[:, :r] for p, r in zip(Ps, e.core.shape)] for e, Ps in zip(moved, projections)]
+        if whole or o.min_rank > 1:
+            ranks = [self._ranks(*each) for each in zip(moved, cores, tol, ranks)]
+            cut = [_cut(*each) for each in zip(moved, cores, P, ranks)]
+            cores, P = [core for core, _ in cut], [own for _, own in cut]
         bases = rotated_bases(list(zip(moved, P)))
         moves = [(e, core.shape, *each) for e, core, *each in zip(moved, cores, P, bases)]
         for (e, *_, factors), core, rank, state in zip(moves, cores, ranks, carried_states(moves, o.state)):
-            self.ranks[e.name] = rank[: core.ndim]
-            new.append((e, core[corner(e.core.shape)], factors, state))
+            new.append((e, core[corner(e.core.shape)], factors, state, rank[: core.ndim]))
         return new
 
-    def _leave(self, e, ok, core, factors, state):
+    def _ranks(self, e, core, tol, found):
+        """The ranks to keep of a core in HOSVD form, on the device; found: what the truncation chose, bounds included.
+
+        The same as `RankChoice` without a budget where `rank_multiple` is given.
+        """
+        o, ranks = self._optimizer, []
+        for i, n in enumerate(e.core.shape):
+            if i not in e.layer.modes:
+                ranks.append(found[i])
+                continue
+            squares = torch.linalg.vector_norm(core.double().movedim(i, 0).flatten(1), dim=1)[:n] ** 2
+            tails = squares.flip(0).cumsum(0).flip(0)  # tails[k]: what rank k would lose
+            rank = found[i]
+            if not o.adapts_ranks:
+                rank = _in_use(e.factors[i]).sum()
+            elif o.rank_multiple > 1:
+                share = 1 if o.tolerance_mode == "per_mode" else len(e.layer.modes)
+                wanted = (tails > tol**2 / share * tails[0]).sum().clamp(min=o.min_rank)
+                rank = (wanted + o.rank_multiple - 1) // o.rank_multiple * o.rank_multiple
+            known = (tails > _least_tol(e.core) ** 2 * tails[0]).sum()
+            ranks.append(torch.minimum(rank, known).clamp(min=1))
+        return _feasible(torch.stack(ranks), e.layer.modes)
+
+    def _leave(self, e, ok, core, factors, state, rank=None):
         """Writes the new point over the old one, in its memory."""
+        if rank is not None:
+            before = self.ranks.get(e.name)
+            if before is None:
+                columns = zip(e.factors, e.core.shape)
+                before = [torch.full_like(rank[0], n) if f is None else _in_use(f).sum() for f, n in columns]
+                before = torch.stack(before)
+            self.ranks[e.name] = _select(ok, rank, before)
         kept = {}
         for key, value in state.items():
             before = e.state.get(key)
@@ -135,6 +177,33 @@ class CapturedStep:
         e.layer.assign(e.core, e.factors)
         self._optimizer.state[e.layer.core] = kept
         e.layer.core.grad = None
+
+
+def _least_tol(core):
+    return _LEAST_TOL * torch.finfo(core.dtype).eps
+
+
+def _in_use(factor):
+    """Which columns of a factor are not zero."""
+    return (factor != 0).any(0)
+
+
+def _feasible(ranks, modes):
+    """As `layers.base.feasible`, of a tensor: at most one rank is above the product of the others."""
+    others = ranks.prod() // ranks
+    return torch.stack([torch.minimum(r, p) if i in modes else r for i, (r, p) in enumerate(zip(ranks, others))])
+
+
+def _cut(e, core, projections, ranks):
+    """Core and projections with zeros beyond the ranks."""
+    cut = []
+    for i, (p, rank) in enumerate(zip(projections, ranks)):
+        keep = torch.arange(core.shape[i], device=core.device) < rank
+        if p is not None:
+            core = core * keep.view([-1 if j == i else 1 for j in range(core.ndim)])
+            p = p * keep[: p.shape[1]]
+        cut.append(p)
+    return core, cut
 
 
 def _tensors(state):

@@ -69,7 +69,9 @@ class TDLRT(torch.optim.Optimizer):
             rank: draws the singular values together (RobustDLRT, arXiv 2505.08022, for matrices).
         capturable: the step reads nothing from the device and keeps parameters and momentum in place, so that a CUDA
             graph can capture it: cores and factors keep their sizes, and ranks below them show as zero columns;
-            `active_ranks()` and `compact()` read them. For one_pass with the bases that have names, in one process.
+            `active_ranks()` and `compact()` read them. For one_pass with the bases that have names, in one process, not
+            with `budget`, for which the host compares layers. The host also counts steps: with basis_every or
+            rank_every capture a whole period, basis_every · rank_every steps, in one graph.
             Steps with NaN or Inf are undone on the device and counted in `captured.skipped`. Gradients must be those
             that the backward pass left (no GradScaler; clipping by `max_grad_norm`). Not yet tried on a GPU.
         base_options: passed to the base optimiser (nesterov, betas, eps, maximize, …).
@@ -115,6 +117,7 @@ class TDLRT(torch.optim.Optimizer):
         self.integrator, self.tolerance_mode, self.on_nonfinite = integrator, tolerance_mode, on_nonfinite
         self.min_rank, self.max_rank, self.max_grad_norm = min_rank, max_rank, max_grad_norm
         self.basis_every, self.rank_every, self.conditioning = basis_every, rank_every, conditioning
+        self.rank_multiple = rank_multiple
         self.skipped_steps = 0
         self.truncation_errors: dict[str, float] = {}
         inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -330,6 +333,11 @@ class TDLRT(torch.optim.Optimizer):
         """Relative truncation error that a layer may have now, or None for fixed ranks."""
         return self._layer_tol.get(layer, self._group_of(layer.core)["tol"])
 
+    @property
+    def adapts_ranks(self):
+        """Whether ranks may change in this step, if its bases move."""
+        return self.steps // self.basis_every % self.rank_every == 0
+
     def learning_rates(self):
         """{parameter: learning rate of its group}."""
         return {p: group["lr"] for group in self.param_groups for p in group["params"]}
@@ -344,7 +352,6 @@ class TDLRT(torch.optim.Optimizer):
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
-        adapt = self.steps // self.basis_every % self.rank_every == 0
         rules = []
         for e in expansions:
             if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
@@ -353,7 +360,7 @@ class TDLRT(torch.optim.Optimizer):
             if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:
                 tol = 0.0
             still = _is_zero(self._group_of(e.layer.core)["lr"])
-            if tol is None or not adapt or still:  # without a step, no loss of rank
+            if tol is None or not self.adapts_ranks or still:  # without a step, no loss of rank
                 rules.append((e, {"ranks": tuple(e.core.shape)}))
                 continue
             sizes = [n if f is None else f.shape[0] for n, f in zip(e.core.shape, e.factors)]
