@@ -39,6 +39,8 @@ TILED = [
     Conv("window_5x1", n_out=24, n_in=24, r_out=16, r_in=8, window=(5, 1), size=(31, 6), batch=3, padding=(2, 0)),
     Conv("window_1x1", n_out=72, n_in=40, r_out=33, r_in=17, window=(1, 1), size=(14, 14), batch=5),
     Conv("window_covers_the_image", n_out=8, n_in=8, r_out=4, r_in=8, window=(5, 5), size=(3, 4), batch=20, padding=4),
+    # Bands of 32 and of 33 rows, the smaller of which has the larger padded pitch.
+    Conv("one_column", n_out=16, n_in=8, r_out=8, r_in=8, window=(3, 1), size=(97, 1), batch=7, padding=(1, 0)),
     Conv("rank_one", n_out=64, n_in=64, r_out=1, r_in=1, size=(16, 16), batch=4, padding=1),
     Conv("full_rank", n_out=32, n_in=32, r_out=32, r_in=32, size=(8, 8), batch=9, padding=1),
     Conv("no_out_factor", n_out=33, n_in=40, r_out=None, r_in=16, size=(12, 12), batch=4, padding=1),

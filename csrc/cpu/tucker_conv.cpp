@@ -36,6 +36,7 @@ class Forward {
                   schedule_.team_size, 1),
         out_bands_(g.out_size[0], g.out_size[1], schedule_.group, output_pixels, schedule_.team_size,
                    core_.row_multiple()),
+        t_image_(image_pitch<T>(out_bands_.height() * t_row_)),
         in_factor_(in_factor, 0, g.r_in, 1, 1, g.n_in, g.r_in),
         out_factor_(out_factor, 0, 1, g.r_out, 1, g.r_out, g.n_out),
         x_{const_cast<S*>(x), g.size[0], g.size[1], g.n_in},
@@ -81,13 +82,13 @@ class Forward {
     padded_bias_ = bias_ ? arena.take(round_up(g_.n_out, unit_)) : nullptr;
     buffers_.resize(schedule_.teams), scratch_.resize(schedule_.teams * schedule_.team_size);
     for (T*& z : buffers_) z = z_is_x() ? nullptr : arena.take(schedule_.group * z_image_);
-    const int64_t in = schedule_.group * in_bands_.height * g_.size[1] * round_up(g_.n_in, unit_);
-    const int64_t out = schedule_.group * out_bands_.height * g_.out_size[1] * round_up(g_.n_out, unit_);
+    const int64_t in = in_bands_.images() * in_bands_.height() * g_.size[1] * round_up(g_.n_in, unit_);
+    const int64_t out =
+        out_bands_.images() * out_bands_.height() * g_.out_size[1] * round_up(g_.n_out, unit_);
     for (ThreadScratch& s : scratch_) {
       core_.carve(arena, s.window);
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in);
-      s.t = out_factor_.panels ? arena.take(schedule_.group * image_pitch<T>(out_bands_.height * t_row_))
-                               : nullptr;
+      s.t = out_factor_.panels ? arena.take(out_bands_.images() * t_image_) : nullptr;
       s.y = direct<T, S>(g_.n_out, unit_) ? nullptr : arena.take(out);
     }
     return arena.used();
@@ -99,44 +100,41 @@ class Forward {
     if (z_is_x()) return;
     const ThreadScratch& scratch = scratch_[me.thread];
     T* buffer = buffers_[me.team];
-    const int64_t count = images.end - images.begin;
-    for (int64_t i = me.rank; i < in_bands_.count; i += me.step) {
-      const Range rows = in_bands_[i];
-      const View<T> z{buffer + rows.begin * z_row_, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
+    for (int64_t i = me.rank; i < in_bands_.count(images); i += me.step) {
+      const auto [some, rows] = in_bands_.at(images, i);
+      const View<T> z =
+          band_of(View<T>{buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}}, images, some, rows);
       if (!in_factor_.panels) {
-        read_band(x_, images, rows, z);
+        read_band(x_, some, rows, z);
         continue;
       }
-      const View<T> x = band_view<T>(x_, images.begin, rows, unit_, scratch.x);
-      if (x.data == scratch.x) read_band(x_, images, rows, x);
-      pointwise<T>(in_factor_, {x.data, x.pitch}, count, (rows.end - rows.begin) * g_.size[1], nullptr, z);
-      if (z_.data) write_band(z, images, rows, z_);
+      const View<T> x = band_view<T>(x_, some.begin, rows, unit_, scratch.x);
+      if (x.data == scratch.x) read_band(x_, some, rows, x);
+      pointwise<T>(in_factor_, {x.data, x.pitch}, some.count(), rows.count() * g_.size[1], nullptr, z,
+                   direct<T, S>(g_.n_in, unit_));
+      if (z_.data) write_band(z, some, rows, z_);
     }
   }
 
   void expand(const Range& images, const Member& me) {
     const ThreadScratch& scratch = scratch_[me.thread];
     T* buffer = buffers_[me.team];
-    const int64_t count = images.end - images.begin;
     const bool last = !out_factor_.panels;
     View<T> z{buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
     if (z_is_x()) z = band_view<T>(x_, images.begin, {0, g_.size[0]}, unit_, buffer);
     WindowPlan plan;
-    for (int64_t i = me.rank; i < out_bands_.count; i += me.step) {
-      const Range rows = out_bands_[i];
-      const int64_t pixels = (rows.end - rows.begin) * g_.out_size[1];
-      const View<T> y = band_view<T>(y_, images.begin, rows, unit_, scratch.y);
-      const View<T> t =
-          last
-              ? y
-              : View<T>{scratch.t,
-                        {image_pitch<T>((rows.end - rows.begin) * t_row_), t_row_, pixel_pitch<T>(g_.r_out)}};
-      core_.run(plan, count, rows, z, t, last ? padded_bias_ : nullptr, scratch.window);
+    for (int64_t i = me.rank; i < out_bands_.count(images); i += me.step) {
+      const auto [some, rows] = out_bands_.at(images, i);
+      const View<T> y = band_view<T>(y_, some.begin, rows, unit_, scratch.y);
+      const View<T> t = last ? y : View<T>{scratch.t, {t_image_, t_row_, pixel_pitch<T>(g_.r_out)}};
+      core_.run(plan, some.count(), rows, band_of(z, images, some), t, last ? padded_bias_ : nullptr,
+                scratch.window);
       if (!last) {
-        if (t_.data) write_band(t, images, rows, t_);
-        pointwise<T>(out_factor_, {t.data, t.pitch}, count, pixels, padded_bias_, y);
+        if (t_.data) write_band(t, some, rows, t_);
+        pointwise<T>(out_factor_, {t.data, t.pitch}, some.count(), rows.count() * g_.out_size[1],
+                     padded_bias_, y, false);
       }
-      if (y.data == scratch.y) write_band(y, images, rows, y_);
+      if (y.data == scratch.y) write_band(y, some, rows, y_);
     }
   }
 
@@ -146,6 +144,7 @@ class Forward {
   const int64_t z_row_, z_image_, t_row_;
   const Schedule schedule_;
   const Bands in_bands_, out_bands_;
+  const int64_t t_image_;
   Weight<T> in_factor_, out_factor_;
   const Image<S> x_, y_, z_, t_;
   const T* bias_;

@@ -116,21 +116,34 @@ struct Member {
   }
 };
 
-// Rows of the images of a group that are worked on together, about `pixels` pixels.
-struct Bands {
-  int64_t rows, count, height;
-  int64_t multiple;  // every band begins at a multiple of this
-  Bands(int64_t rows, int64_t columns, int64_t images, int64_t pixels, int team_size, int64_t multiple)
-      : rows(rows), multiple(multiple) {
-    const int64_t units = (rows + multiple - 1) / multiple;
-    const int64_t most = std::max<int64_t>(1, pixels / std::max<int64_t>(columns * images * multiple, 1));
-    count = std::max<int64_t>((units + most - 1) / most, std::min<int64_t>(team_size, units));
-    height = (units + count - 1) / count * multiple;
+// What is worked on together of a group of images, about `pixels` pixels: whole images, or rows of one, so
+// that images are read and written from one end to the other.
+struct Band {
+  Range images, rows;
+};
+class Bands {
+ public:
+  // Every band begins at a multiple of `multiple` rows.
+  Bands(int64_t rows, int64_t columns, int64_t group, int64_t pixels, int team_size, int64_t multiple)
+      : rows_(rows), multiple_(multiple), units_((rows + multiple - 1) / multiple) {
+    const int64_t each = (group + team_size - 1) / team_size,
+                  fit = pixels / std::max<int64_t>(rows * columns, 1);
+    images_ = std::max<int64_t>(1, std::min(fit, each));
+    const int64_t most = std::max<int64_t>(1, pixels / std::max<int64_t>(columns * multiple, 1));
+    const int64_t least = std::min<int64_t>((team_size + group - 1) / group, units_);
+    parts_ = images_ > 1 ? 1 : std::max((units_ + most - 1) / most, least);
   }
-  Range operator[](int64_t i) const {
-    const int64_t units = (rows + multiple - 1) / multiple;
-    return {units * i / count * multiple, std::min(rows, units * (i + 1) / count * multiple)};
+  int64_t count(const Range& group) const { return (group.count() + images_ - 1) / images_ * parts_; }
+  Band at(const Range& group, int64_t i) const {
+    const int64_t first = group.begin + i / parts_ * images_, part = i % parts_;
+    return {{first, std::min(first + images_, group.end)},
+            {units_ * part / parts_ * multiple_, std::min(rows_, units_ * (part + 1) / parts_ * multiple_)}};
   }
+  int64_t images() const { return images_; }  // at most, as are the rows
+  int64_t height() const { return (units_ + parts_ - 1) / parts_ * multiple_; }
+
+ private:
+  int64_t rows_, multiple_, units_, images_, parts_;
 };
 
 // A channels-last image tensor of the caller: batch × rows × columns × channels, dense.
@@ -149,6 +162,13 @@ struct View {
   Pitch pitch;
 };
 
+// Of the view of a group's images: from the first of `some` of them on, and from row rows.begin on.
+template <class T>
+View<T> band_of(const View<T>& group, const Range& images, const Range& some, Range rows = {0, 0}) {
+  const int64_t skipped = (some.begin - images.begin) * group.pitch.image + rows.begin * group.pitch.row;
+  return {group.data + skipped, group.pitch};
+}
+
 template <class T, class S>
 bool direct(int64_t channels, int unit) {
   return sizeof(T) == sizeof(S) && channels % unit == 0;
@@ -161,7 +181,7 @@ View<T> band_view(const Image<S>& image, int64_t first, Range rows, int unit, T*
     if (direct<T, S>(image.channels, unit))
       return {const_cast<T*>(reinterpret_cast<const T*>(image.at(first, rows.begin))),
               {image.rows * row, row, pitch}};
-  return {scratch, {(rows.end - rows.begin) * row, row, pitch}};
+  return {scratch, {rows.count() * row, row, pitch}};
 }
 
 template <class T, class S>
@@ -202,7 +222,7 @@ struct Weight {
   Weight() = default;
   Weight(const T* from, int64_t tap_step, int64_t k_step, int64_t n_step, int64_t taps, int64_t k, int64_t n)
       : args{from, tap_step, k_step, n_step, taps, k, n, nullptr} {
-    if (from) panels = simd<T>().tucker_conv->panel_count(n);
+    if (from) panels = simd<T>().tucker_conv->panel_count(taps, k, n);
   }
   int64_t elements() const {
     return panels ? args.taps * args.k * round_up(args.n, simd<T>().tucker_conv->unit) : 0;
@@ -221,17 +241,17 @@ void pack_weights(std::initializer_list<Weight<T>*> weights) {
 
 tk_status check_conv2d(const tk_conv2d& conv);
 
-// Product of every pixel of a band with a packed matrix.
+// Product of every pixel of a band with a packed matrix. `streams`: the source comes from memory.
 template <class T>
 void pointwise(const Weight<T>& weight, const View<const T>& source, int64_t images, int64_t pixels,
-               const T* bias, const View<T>& result) {
+               const T* bias, const View<T>& result, bool streams) {
   static const int64_t zero = 0;
   std::vector<Strip> strips;
   for (int64_t b = 0; b < images; ++b)
     strips.push_back({b * source.pitch.image, b * result.pitch.image, pixels});
   const WindowJob job{strips.data(), images, source.pitch.pixel, result.pitch.pixel, &zero, &zero, 1};
   simd<T>().tucker_conv->window(
-      {&job, 1, source.data, weight.args.to, bias, result.data, 1, weight.args.k, weight.args.n});
+      {&job, 1, source.data, weight.args.to, bias, result.data, 1, weight.args.k, weight.args.n, streams});
 }
 
 // Hands out 64-byte aligned pieces of one allocation: first asked for in counting mode (null base), then

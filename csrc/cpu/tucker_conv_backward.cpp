@@ -4,12 +4,13 @@
 //   dz = coreᵀ ∗ dt    dcore[o,i,tap] = Σ_q dt[o,q] z[i, q·stride − padding + tap·dilation]
 //   dx = U_in dz       dU_in[c,i] = Σ_p x[c,p] dz[i,p]
 //
-// Blocking: a team takes a group of images whose z, dt stay near the L2 cache. Bands of output rows: t
-// (saved, or computed again from z), dy and dt of one band serve dU_out, dbias and dcore while they are in
-// cache; then bands of input rows: dz serves dU_in and dx and is never stored. Gradients of weights are
-// accumulated per thread, dU transposed so that vectors run along the channels; dcore: window_gradient.h.
-// Numerics: as forward; gradients of weights are summed per band, over bands in order, then over threads in
-// order: the same for every run with the same number of threads, not the same between numbers of threads.
+// Blocking: a team takes a group of images whose z, dt stay near the L2 cache. Bands of output images, or of
+// their rows: t (saved, or computed again from z), dy and dt of one band serve dU_out, dbias and dcore while
+// they are in cache; then bands of input images: dz serves dU_in and dx and is never stored. Gradients of
+// weights are accumulated per thread, dU transposed so that vectors run along the channels; dcore:
+// window_gradient.h. Numerics: as forward; gradients of weights are summed per band, over bands in order,
+// then over threads in order: the same for every run with the same number of threads, not the same between
+// numbers of threads.
 #include "cpu/window_gradient.h"
 #include "cpu/window_product.h"
 
@@ -48,6 +49,8 @@ class Backward {
                   core_back_.row_multiple()),
         out_bands_(g.out_size[0], g.out_size[1], schedule_.group, band_pixels(g.n_out), schedule_.team_size,
                    core_.row_multiple()),
+        dz_pitch_(band_pitch(z_pitch_, in_bands_)),
+        t_pitch_(band_pitch(dt_pitch_, out_bands_)),
         reduce_in_(need_z_ && !o.z ? o.in_factor : nullptr, 0, g.r_in, 1, 1, g.n_in, g.r_in),
         reduce_out_(o.out_factor, 0, g.r_out, 1, 1, g.n_out, g.r_out),
         expand_in_(o.dx ? o.in_factor : nullptr, 0, 1, g.r_in, 1, g.r_in, g.n_in),
@@ -115,8 +118,8 @@ class Backward {
     const int64_t pixel = pixel_pitch<T>(channels);
     return {image_pitch<T>(size[0] * size[1] * pixel), size[1] * pixel, pixel};
   }
-  Pitch band_pitch(Pitch of, Range rows) const {
-    return {image_pitch<T>((rows.end - rows.begin) * of.row), of.row, of.pixel};
+  static Pitch band_pitch(Pitch of, const Bands& bands) {
+    return {image_pitch<T>(bands.height() * of.row), of.row, of.pixel};
   }
   int64_t wide(int64_t channels) const { return round_up(channels, unit_); }
   int64_t out_sum() const { return o_.d_out ? g_.r_out * wide(g_.n_out) : 0; }
@@ -140,17 +143,16 @@ class Backward {
       b.z = need_z_ && !z_direct() ? arena.take(schedule_.group * z_pitch_.image) : nullptr;
       b.dt = dt_direct() ? nullptr : arena.take(schedule_.group * dt_pitch_.image);
     }
-    const Range in_rows{0, in_bands_.height}, out_rows{0, out_bands_.height};
-    const int64_t in = schedule_.group * in_bands_.height * g_.size[1];
-    const int64_t out = schedule_.group * out_bands_.height * g_.out_size[1];
+    const int64_t in = in_bands_.images() * in_bands_.height() * g_.size[1];
+    const int64_t out = out_bands_.images() * out_bands_.height() * g_.out_size[1];
     for (ThreadScratch& s : scratch_) {
       core_.carve(arena, s.again);
       core_back_.carve(arena, s.back);
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dx = !o_.dx || direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in * wide(g_.n_in));
       s.dy = direct<T, S>(g_.n_out, unit_) ? nullptr : arena.take(out * wide(g_.n_out));
-      s.t = o_.d_out ? arena.take(schedule_.group * band_pitch(dt_pitch_, out_rows).image) : nullptr;
-      s.dz = need_dz_ ? arena.take(schedule_.group * band_pitch(z_pitch_, in_rows).image) : nullptr;
+      s.t = o_.d_out ? arena.take(out_bands_.images() * t_pitch_.image) : nullptr;
+      s.dz = need_dz_ ? arena.take(in_bands_.images() * dz_pitch_.image) : nullptr;
       s.sums = arena.take(sum_elements());
       s.d_out = s.sums;
       s.d_in = s.d_out + out_sum();
@@ -164,16 +166,16 @@ class Backward {
     if (z_direct()) return;
     const Buffers& buffers = buffers_[me.team];
     const ThreadScratch& scratch = scratch_[me.thread];
-    for (int64_t i = me.rank; i < in_bands_.count; i += me.step) {
-      const Range rows = in_bands_[i];
-      const View<T> z{buffers.z + rows.begin * z_pitch_.row, z_pitch_};
+    for (int64_t i = me.rank; i < in_bands_.count(images); i += me.step) {
+      const auto [some, rows] = in_bands_.at(images, i);
+      const View<T> z = band_of(View<T>{buffers.z, z_pitch_}, images, some, rows);
       if (!reduce_in_.panels) {
-        read_band(o_.in_factor ? z_ : x_, images, rows, z);
+        read_band(o_.in_factor ? z_ : x_, some, rows, z);
         continue;
       }
-      const View<T> x = view(x_, images, rows, scratch.x);
-      pointwise<T>(reduce_in_, {x.data, x.pitch}, images.end - images.begin,
-                   (rows.end - rows.begin) * g_.size[1], nullptr, z);
+      const View<T> x = view(x_, some, rows, scratch.x);
+      pointwise<T>(reduce_in_, {x.data, x.pitch}, some.count(), rows.count() * g_.size[1], nullptr, z,
+                   direct<T, S>(g_.n_in, unit_));
     }
   }
 
@@ -194,44 +196,45 @@ class Backward {
     return band_view<T>(dy_, images.begin, {0, g_.out_size[0]}, unit_, buffers.dt);
   }
 
-  // c += Σ over the pixels of a band of a ⊗ b.
+  // c += Σ over the pixels of a band of a ⊗ b. `streams`: b comes from memory.
   void accumulate(const View<T>& a, int64_t m, const View<T>& b, int64_t n, int64_t images, int64_t pixels,
-                  T* c) const {
+                  T* c, bool streams) const {
     std::vector<PixelRun> runs;
     for (int64_t i = 0; i < images; ++i) runs.push_back({i * a.pitch.image, i * b.pitch.image, pixels});
-    simd<T>().tucker_conv->outer(
-        {runs.data(), images, a.data, b.data, a.pitch.pixel, b.pitch.pixel, m, n, c, wide(n), false});
+    simd<T>().tucker_conv->outer({runs.data(), images, a.data, b.data, a.pitch.pixel, b.pitch.pixel, m, n, c,
+                                  wide(n), false, streams});
   }
 
   void output_side(const Range& images, const Member& me) {
     const Buffers& buffers = buffers_[me.team];
     const ThreadScratch& scratch = scratch_[me.thread];
-    const int64_t count = images.end - images.begin;
     const View<T> z = need_z_ ? group_z(images, buffers) : View<T>{}, dt = group_dt(images, buffers);
     WindowPlan plan;
-    for (int64_t i = me.rank; i < out_bands_.count; i += me.step) {
-      const Range rows = out_bands_[i];
-      const int64_t pixels = (rows.end - rows.begin) * g_.out_size[1];
-      const View<T> dt_band{dt.data + rows.begin * dt.pitch.row, dt.pitch};
-      const View<T> dy = view(dy_, images, rows, scratch.dy);
+    for (int64_t i = me.rank; i < out_bands_.count(images); i += me.step) {
+      const auto [some, rows] = out_bands_.at(images, i);
+      const int64_t count = some.count(), pixels = rows.count() * g_.out_size[1];
+      const View<T> dt_band = band_of(dt, images, some, rows), z_some = band_of(z, images, some);
+      const View<T> dy = view(dy_, some, rows, scratch.dy);
       if (o_.out_factor)
-        pointwise<T>(reduce_out_, {dy.data, dy.pitch}, count, pixels, nullptr, dt_band);
+        pointwise<T>(reduce_out_, {dy.data, dy.pitch}, count, pixels, nullptr, dt_band,
+                     direct<T, S>(g_.n_out, unit_));
       else if (!dt_direct())
-        read_band(dy_, images, rows, dt_band);
+        read_band(dy_, some, rows, dt_band);
       if (o_.d_bias) {
         static const T one = 1;
-        accumulate({const_cast<T*>(&one), {0, 0, 0}}, 1, dy, g_.n_out, count, pixels, scratch.d_bias);
+        accumulate({const_cast<T*>(&one), {0, 0, 0}}, 1, dy, g_.n_out, count, pixels, scratch.d_bias, false);
       }
       if (o_.d_out) {
-        View<T> t{scratch.t, band_pitch(dt_pitch_, rows)};
+        View<T> t{scratch.t, t_pitch_};
         if (again_t_) {
-          core_.run(plan, count, rows, z, t, nullptr, scratch.again);
+          core_.run(plan, count, rows, z_some, t, nullptr, scratch.again);
         } else {
-          t = view(t_, images, rows, scratch.t);
+          t = view(t_, some, rows, scratch.t);
         }
-        accumulate(t, g_.r_out, dy, g_.n_out, count, pixels, scratch.d_out);
+        accumulate(t, g_.r_out, dy, g_.n_out, count, pixels, scratch.d_out, false);
       }
-      if (gradient_.active() && !gradient_.tiled()) gradient_.add(rows, count, z, dt, me.thread);
+      if (gradient_.active() && !gradient_.tiled())
+        gradient_.add(rows, count, z_some, band_of(dt, images, some), me.thread);
     }
   }
 
@@ -253,19 +256,20 @@ class Backward {
   void input_side(const Range& images, const Member& me) {
     const Buffers& buffers = buffers_[me.team];
     const ThreadScratch& scratch = scratch_[me.thread];
-    const int64_t count = images.end - images.begin;
     const View<T> dt = group_dt(images, buffers);
     WindowPlan plan;
-    for (int64_t i = me.rank; i < in_bands_.count; i += me.step) {
-      const Range rows = in_bands_[i];
-      const int64_t pixels = (rows.end - rows.begin) * g_.size[1];
-      const View<T> dx = band_view<T>(dx_, images.begin, rows, unit_, scratch.dx);
-      const View<T> dz = o_.in_factor ? View<T>{scratch.dz, band_pitch(z_pitch_, rows)} : dx;
-      core_back_.run(plan, count, rows, dt, dz, nullptr, scratch.back);
+    for (int64_t i = me.rank; i < in_bands_.count(images); i += me.step) {
+      const auto [some, rows] = in_bands_.at(images, i);
+      const int64_t count = some.count(), pixels = rows.count() * g_.size[1];
+      const View<T> dx = band_view<T>(dx_, some.begin, rows, unit_, scratch.dx);
+      const View<T> dz = o_.in_factor ? View<T>{scratch.dz, dz_pitch_} : dx;
+      core_back_.run(plan, count, rows, band_of(dt, images, some), dz, nullptr, scratch.back);
       if (o_.d_in)
-        accumulate(dz, g_.r_in, view(x_, images, rows, scratch.x), g_.n_in, count, pixels, scratch.d_in);
-      if (o_.dx && o_.in_factor) pointwise<T>(expand_in_, {dz.data, dz.pitch}, count, pixels, nullptr, dx);
-      if (o_.dx && dx.data == scratch.dx) write_band(dx, images, rows, dx_);
+        accumulate(dz, g_.r_in, view(x_, some, rows, scratch.x), g_.n_in, count, pixels, scratch.d_in,
+                   direct<T, S>(g_.n_in, unit_));
+      if (o_.dx && o_.in_factor)
+        pointwise<T>(expand_in_, {dz.data, dz.pitch}, count, pixels, nullptr, dx, false);
+      if (o_.dx && dx.data == scratch.dx) write_band(dx, some, rows, dx_);
     }
   }
 
@@ -300,6 +304,7 @@ class Backward {
   const Schedule schedule_;
   const int64_t groups_;  // of the team that has most
   const Bands in_bands_, out_bands_;
+  const Pitch dz_pitch_, t_pitch_;  // of bands
   Weight<T> reduce_in_, reduce_out_, expand_in_;
   const Image<S> x_, dx_, dy_, z_, t_;
   std::vector<Buffers> buffers_;

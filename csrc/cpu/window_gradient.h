@@ -101,7 +101,7 @@ class WindowGradient {
         for (const Rectangle& r : wanted_)
           simd<T>().tucker_conv->outer({runs.data(), int64_t(runs.size()), dt.data + r.row, z.data + r.column,
                                         dt.pitch.pixel, g_.stride[1] * z.pitch.pixel, r.rows, r.columns,
-                                        sums + r.row * wide_ + r.column, wide_, false});
+                                        sums + r.row * wide_ + r.column, wide_, false, false});
       }
   }
 
@@ -230,7 +230,7 @@ class WindowGradient {
         simd<T>().tucker_conv->outer({&run, 1, s.result + i * result_step + r.row,
                                       s.source + i * source_step + r.column, result_pitch_, source_pitch_,
                                       r.rows, r.columns, s.sums + block.sums + i * block.plane(),
-                                      block.pitch(), s.fresh});
+                                      block.pitch(), s.fresh, false});
       if (single_) finish(block, s.sums);
     }
     s.fresh = false;

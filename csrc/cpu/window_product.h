@@ -126,8 +126,8 @@ class WindowProduct {
     const int64_t k = weight_.args.k, n = weight_.args.n;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < weight_.panels; ++panel) {
-      const int64_t start = kernels.panel_start(n, panel),
-                    plane = k * (kernels.panel_start(n, panel + 1) - start);
+      const int64_t start = kernels.panel_start(9, k, n, panel),
+                    plane = k * (kernels.panel_start(9, k, n, panel + 1) - start);
       kernels.winograd->weight(weight_.args.to + 9 * k * start, plane, plane,
                                transformed_ + tile_taps * k * start, plane);
     }
@@ -141,7 +141,7 @@ class WindowProduct {
     const auto& jobs =
         plan.build(segments_[0], segments_[1], rows, images, g_.window[1], source.pitch, result.pitch);
     kernels.window({jobs.data(), int64_t(jobs.size()), source.data, weight_.args.to, bias, result.data,
-                    weight_.args.taps, weight_.args.k, weight_.args.n});
+                    weight_.args.taps, weight_.args.k, weight_.args.n, false});
   }
 
  private:
@@ -175,7 +175,7 @@ class WindowProduct {
         jobs[i] = {&strips[i], 1, k, n, &tap_numbers_[0], &tap_numbers_[i], 1};
       }
       kernels.window({jobs, tile_taps, scratch.source, transformed_, nullptr, scratch.result, tile_taps,
-                      weight_.args.k, weight_.args.n});
+                      weight_.args.k, weight_.args.n, false});
       for (int64_t i = 0; i < size; ++i) {
         tiles.template pixels<tile_side>(first + i, nullptr, tile);
         kernels.winograd->output(scratch.result + i * n, result_step, result_channels, bias, tile);

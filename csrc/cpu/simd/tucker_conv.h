@@ -33,6 +33,7 @@ struct WindowArgs {
   const T* bias;    // padded, or null
   T* result;
   int64_t taps, k, n;  // of the packed weights
+  bool streams;        // the source's pixels are dense and come from memory: fetch them ahead
 };
 
 // weight[tap, k, n] = from[tap · tap_step + k · k_step + n · n_step]
@@ -58,6 +59,7 @@ struct OuterArgs {
   T* c;
   int64_t c_row;
   bool fresh;
+  bool streams;  // b comes from memory: fetch it ahead
 };
 
 // Winograd's F(4×4, 3×3); channels are padded, and transformed element ξ of channel c lies at ξ · step + c.
@@ -74,8 +76,9 @@ struct WinogradKernels {
 template <class T>
 struct TuckerConvKernels {
   int unit;
-  int64_t (*panel_count)(int64_t n);                     // packing work is shared by panels
-  int64_t (*panel_start)(int64_t n, int64_t panel);      // its first channel; the last panel's end
+  int64_t (*panel_count)(int64_t taps, int64_t k, int64_t n);  // packing work is shared by panels
+  // Its first channel; the last panel's end.
+  int64_t (*panel_start)(int64_t taps, int64_t k, int64_t n, int64_t panel);
   void (*pack)(const PackArgs<T>& args, int64_t panel);  // fills one panel of to[taps · k · padded n]
   void (*window)(const WindowArgs<T>& args);
   void (*outer)(const OuterArgs<T>& args);
