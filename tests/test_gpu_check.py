@@ -388,6 +388,27 @@ def test_build_commands_are_for_the_card_that_is_there(monkeypatch):
     assert [command[1] for command in ran] == ["-S", "--build", "--install"]
 
 
+def test_stages_run_what_is_there_until_their_deadline(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(gpu_check, "run", lambda command, deadline: ran.append([str(part) for part in command]))
+    arguments = SimpleNamespace(dry_run=False, rows=tmp_path / "rows")
+    for name in ("tests", "triton_tests", "step", "model", "kernels"):
+        gpu_check.STAGES[name][0](arguments, time.monotonic() + 60)
+    for command in ran[:2]:
+        assert command[command.index("gpu") - 1] == "-m"
+        assert "--collect-only" not in command
+        assert (gpu_check.ROOT / command[-1]).exists()
+    for command in ran[2:]:
+        assert Path(command[1]).exists()
+        assert 50 < int(command[command.index("--budget") + 1]) < 60
+        assert command[-2:] == ["--rows", str(arguments.rows)]
+
+
+def test_a_command_that_fails_is_an_error():
+    with pytest.raises(subprocess.CalledProcessError, match="status 3"):
+        gpu_check.run([sys.executable, "-c", "raise SystemExit(3)"], time.monotonic() + 50)
+
+
 @pytest.mark.parametrize("ends", ["well", "badly"])
 def test_rows_of_triton_are_kept_also_when_it_is_cut(ends, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_check, "BENCH", tmp_path / "bench")
