@@ -149,6 +149,47 @@ def test_without_momentum_there_is_nothing_to_keep(base):
     assert momentum.OUTSIDE not in optimizer.state[problem.layer.core]
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("basis_every", "steps", "left"), [(1, 200, 1e-4), (4, 100, 0.02)])
+def test_adam_turns_bases_towards_a_target_of_their_rank(basis_every, steps, left, seed):
+    """With second moments of zero for new directions 1e-3 of the loss was left, and a tenth with basis_every=4."""
+    target = random_tucker((20, 16, 3, 3), (3, 3, 2, 2), seed=seed + 10)
+    problem = Quadratic(20, 16, (3, 3, 2, 2), target=target, seed=seed)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=0.03, tol=None, base="adamw", basis_every=basis_every)
+    losses = [problem.step(optimizer) for _ in range(steps)]
+    assert losses[-1] < left * losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"maximize": True}, {"amsgrad": True}, {"betas": (0.0, 0.99)}])
+def test_new_blocks_step_along_their_gradient(options):
+    """By the learning rate times the steps it stands for, over the root of the known block's mean second moment."""
+    problem = Quadratic()
+    optimizer = tdlrt.TDLRT(problem.layer, lr=1e-3, tol=None, base="adam", basis_every=2, **options)
+    for _ in range(2):
+        problem.step(optimizer)
+    core, seen = problem.layer.core, {}
+    known = optimizer.state[core]["exp_avg_sq"].mean()
+    step = optimizer.base.step
+
+    def watched():
+        seen["gradient"], seen["before"] = core.grad.clone(), core.detach().clone()
+        step()
+        seen["moved"] = core.detach() - seen["before"]
+
+    optimizer.base.step = watched
+    problem.step(optimizer)
+    new = torch.ones_like(seen["moved"], dtype=torch.bool)
+    new[:3, :3, :2, :2] = False
+    assert new.sum() > 100
+    gradient, moved = seen["gradient"][new], seen["moved"][new]
+    beta1, beta2 = options.get("betas", (0.9, 0.999))
+    second = (beta2 * known + (1 - beta2) * gradient**2) / (1 - beta2**3)
+    if options.get("amsgrad"):
+        second = second.clamp(min=known / (1 - beta2**3))
+    wanted = -1e-3 * (2 if beta1 else 1) * gradient / (second.sqrt() + 1e-8)
+    assert torch.allclose(moved, -wanted if options.get("maximize") else wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_it_is_in_the_state_dict():
     ends = []
     for interrupted in (False, True):

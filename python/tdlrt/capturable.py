@@ -51,7 +51,7 @@ class CapturedStep:
                 active = None if e.factors[0] is None else _in_use(e.factors[0])
                 e.layer.core.grad[e.known_block] += o.conditioning * conditioning_gradient(e.core, active)
         o.clip(expansions)
-        o.base.step()
+        o.step_base(expansions)
         undo += [(t, None) for p in fresh for t in _tensors(o.state.get(p))]
         new = self._truncate(expansions, finite)
         ok = torch.stack(finite).all()

@@ -1,4 +1,4 @@
-"""The part of a heavy-ball momentum that the bases cannot hold.
+"""The part of a heavy-ball momentum that the bases cannot hold, and Adam's moments where bases are new.
 
 The core's buffer holds the momentum in the bases; in a step they grow to [U|V] and shrink to U' = [U|V]P, and what is
 outside U' would be lost: directions outside the bases would start from rest in every step, and at μ = 0.9 bases turn at
@@ -13,12 +13,15 @@ V spans (I − UUᵀ) m after the first of these, and the core's buffer receives
 which is V_iᵀ K_i projected on the rows of Mat_i(C), because ∇_{U_i} L = K_i Mat_i(C)ᵀ, K_i = Mat_i(∇_W L ×_{j≠i} U_jᵀ).
 Together that is the momentum's projection on the tangent space, to first order in the step.
 
-Only for SGD: Adam divides by a second moment, which directions that just came in do not have.
+Only for SGD: Adam divides by a second moment, which directions that just came in do not have. From a moment of zero an
+entry of a new block would step by (1 − β₁)/√(1 − β₂) = 3.2 learning rates whatever its gradient is: along signs, which
+is mostly noise, and no further where bases rest between. `begin` gives a new block the mean second moment of the known
+one, and a first one that moves it by the gradient times the steps that it stands for (`basis_every`).
 """
 
 import torch
 
-from tdlrt.transport import by_dtype, cross_grams, products
+from tdlrt.transport import SQUARED, by_dtype, cross_grams, products
 from tucker_kernels.library import call, ops
 
 BUFFER = "momentum_buffer"
@@ -73,6 +76,30 @@ def carry(momenta, projections, bases):
     for m, known in zip(momenta, products(bases, [[x] for x in inside], along, transpose=True)):
         m.sub_(known)
     return momenta
+
+
+def begin(expansions, optimizer_state, group_of, steps):
+    """Adam's moments of the new blocks, before its step; nothing where it has none yet.
+
+    steps: how many the gradient stands for. Entries that are exactly zero (of unused columns) do not count in the mean.
+    """
+    for e in expansions:
+        state = optimizer_state.get(e.layer.core, {})
+        if not e.grew or not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
+            continue
+        group = group_of(e.layer.core)
+        beta = group["betas"][0] if "betas" in group else 0.0
+        if beta:  # after the step m/(1 − βᵗ) is to be steps · gradient
+            weight = (steps * (1 - beta ** (state["step"].double() + 1)) - (1 - beta)) / beta
+            first = e.layer.core.grad * (-weight if group.get("maximize") else weight)
+            first[e.known_block] = state["exp_avg"][e.known_block]
+            state["exp_avg"] = first
+        for key in SQUARED:
+            if key in state:
+                known = state[key][e.known_block]
+                second = (known.sum() / (known > 0).sum().clamp(min=1)).expand(e.shape).clone()
+                second[e.known_block] = known
+                state[key] = second
 
 
 def decay(state, group):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tdlrt import arguments
+from tdlrt import arguments, momentum
 from tdlrt.arguments import check_dtypes, check_frozen, positive
 from tdlrt.capturable import CapturedStep, compact
 from tdlrt.conditioning import conditioning_gradient
@@ -295,12 +295,17 @@ class TDLRT(torch.optim.Optimizer):
             for e in expansions:
                 e.layer.core.grad[e.known_block] += self.conditioning * conditioning_gradient(e.core)
         self.clip(expansions)
-        self.base.step()
+        self.step_base(expansions)
         self.truncation_errors = truncate(self._truncation_rules(expansions), self.state, self._choose_ranks)
         if self.integrator == "parallel":
             self._redo_saturated(expansions)
         for e in expansions:
             e.layer.core.grad = None
+
+    def step_base(self, expansions):
+        """Steps the base optimiser at the augmented points."""
+        momentum.begin(expansions, self.state, self._group_of, self.basis_every)
+        self.base.step()
 
     def clip(self, expansions):
         """Scales all gradients, those of augmented cores included, so that their norm is at most `max_grad_norm`."""
@@ -317,7 +322,7 @@ class TDLRT(torch.optim.Optimizer):
             p.grad = None
         again = [e for e in expansions if saturated(e) and redo(e, self)]
         if again:
-            self.base.step()
+            self.step_base(again)
             self.truncation_errors.update(truncate(self._truncation_rules(again), self.state, self._choose_ranks))
 
     def layers_with_gradient(self):
