@@ -31,6 +31,8 @@ PYBIND11_MODULE(_C, m) {
   bind(m, "mode_dot_cpu", tk_mode_dot_cpu);
   bind(m, "multi_mode_dot_cpu", tk_multi_mode_dot_cpu);
   bind(m, "cross_gram_cpu", tk_cross_gram_cpu);
+  bind(m, "tucker_linear_forward_cpu", tk_tucker_linear_forward_cpu);
+  bind(m, "tucker_linear_backward_cpu", tk_tucker_linear_backward_cpu);
   bind(m, "tangent_basis_cpu", tk_tangent_basis_cpu);
   bind(m, "rotate_bases_cpu", tk_rotate_bases_cpu);
   bind(m, "gram_solve_cpu", tk_gram_solve_cpu);

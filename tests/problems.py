@@ -109,8 +109,32 @@ LINEARS = [
     Linear("no_rows", rows=(0,)),
     Linear("sequence", rows=(2, 3, 5)),
     Linear("tensorised", outer=(3, 4), inner=(2, 5), ranks=(2, 3, 2, 3)),
+    Linear("tensorised_input", outer=(7,), inner=(4, 3, 2), ranks=(3, 2, 3, 2), rows=(5,)),
+    Linear("tensorised_output", outer=(4, 3, 2), inner=(7,), ranks=(2, 3, 2, 4), bias=False),
+    Linear("tensorised_unfactorised_output", outer=(3, 4), inner=(2, 5), ranks=(None, None, 2, 3)),
+    Linear("tensorised_unfactorised_input", outer=(3, 4), inner=(2, 5), ranks=(2, 3, None, None)),
+    Linear("tensorised_without_factors", outer=(3, 4), inner=(2, 5), ranks=(None,) * 4),
+    Linear("tensorised_without_rows", outer=(3, 4), inner=(2, 5), ranks=(2, 3, 2, 3), rows=(0,)),
+    Linear("tensorised_growing", outer=(2, 3), inner=(3, 2), ranks=(4, 2, 5, 3)),
+    Linear("tensorised_wide", outer=(9, 20), inner=(17, 12), ranks=(5, 11, 8, 7), rows=(3, 70)),
+    Linear("nine_modes", outer=(2, 1, 3, 2), inner=(2, 3, 1, 2, 2), ranks=(2, 1, 2, 1, 2, 2, 1, None, 1)),
     Linear("tensorised_partly", outer=(3, 4, 2), inner=(5, 2), ranks=(2, None, 1, 3, None), rows=(2, 3)),
 ]
+
+
+def linear_operands(rows, has_factor, bias=True):
+    """(input, core, factors, bias) of a weight (3·4) × (2·5), with a factor where `has_factor` says so."""
+    modes = [(n, r if has else n) for has, n, r in zip(has_factor, (3, 4, 2, 5), (2, 3, 2, 4))]
+    factors = [torch.randn(n, r, dtype=torch.float64) if has else None for has, (n, r) in zip(has_factor, modes)]
+    core = torch.randn([r for _, r in modes], dtype=torch.float64)
+    bias = torch.randn(12, dtype=torch.float64) if bias else None
+    return torch.randn(*rows, 10, dtype=torch.float64), core, factors, bias
+
+
+def linear_tensors(*how, **options):
+    """Those of `linear_operands`, one after the other: input, core, bias, factors."""
+    input, core, factors, bias = linear_operands(*how, **options)
+    return [x for x in (input, core, bias, *factors) if x is not None]
 
 
 @st.composite

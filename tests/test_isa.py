@@ -13,7 +13,7 @@ from tucker_kernels.native import native_module
 HERE = Path(__file__).parent
 ISAS = ["baseline", "avx2", "avx512"]  # lowest first
 KERNELS = "not reference and (shape or edge or path or inner or belong)"  # no derivatives, errors, threads
-TESTS = ["test_mode_dot.py", "test_multi_mode_dot.py", "test_cross_gram.py"]
+TESTS = ["test_mode_dot.py", "test_multi_mode_dot.py", "test_cross_gram.py", "test_tucker_linear.py"]
 
 
 def run(isa, *command):

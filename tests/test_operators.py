@@ -3,6 +3,7 @@
 import pytest
 import torch
 from functorch.compile import make_boxed_func
+from problems import linear_operands, linear_tensors
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
@@ -54,6 +55,13 @@ def wgrad_arguments(last, out_basis, in_basis):
     return input, torch.randn_like(y), *bases, [3, 2], *GEOMETRY
 
 
+def linear_backward_arguments(rows, has_factor, need):
+    input, core, factors, _ = linear_operands(rows, has_factor)
+    y, z, t = OPS.tucker_linear_forward(input, core, factors, None, 2, True)
+    return torch.randn_like(y), input, z, t, core, factors, 2, need
+
+
+FACTORED = ([True] * 4, [True, False, False, True], [False, False, True, True], [True, True, False, False])
 CUBE = (3, 4, 5, 2)
 SAMPLES = {
     "mode_dot": lambda: [
@@ -114,6 +122,19 @@ SAMPLES = {
         ]
         + [(*wgrad_arguments(False, True, True), known) for known in ([2, 1], [3, 2], [0, 1])]
     ),
+    "tucker_linear_forward": lambda: [
+        *((*linear_operands((2, 3), has), 2, save) for has in FACTORED for save in (False, True)),
+        (*linear_operands((), [False] * 4, bias=False), 2, True),
+        (*linear_operands((0,), [True] * 4), 2, True),
+        (rand(10, 3).T, *linear_operands((3,), [True] * 4)[1:], 2, True),
+        (rand(3, 6), rand(2, 4), [rand(5, 2), rand(6, 4)], None, 1, True),
+    ],
+    "tucker_linear_backward": lambda: [
+        *(linear_backward_arguments((2, 3), has, [True] * 3 + has) for has in FACTORED),
+        linear_backward_arguments((), [False] * 4, [True] * 3 + [False] * 4),
+        linear_backward_arguments((0,), [True] * 4, [True] * 7),
+        *(linear_backward_arguments((5,), [True] * 4, [i == only for i in range(7)]) for only in range(7)),
+    ],
     "tangent_basis": lambda: [
         ([orthonormal(8, 3), orthonormal(5, 2)], [rand(8, 3), rand(5, 4)]),
         ([orthonormal(8, 3)], [rand(4, 8).T]),
@@ -207,6 +228,10 @@ def svd_products(*matrices):
     return found
 
 
+def detached(*tree):
+    return tree_map(torch.Tensor.detach, tree)
+
+
 WEIGHTED = {
     "ModeDot": lambda: (lambda x, m: functions.ModeDot.apply(x, m, 1, False), (rand(2, 3, 4), rand(5, 3))),
     "ModeDot_transposed": lambda: (lambda x, m: functions.ModeDot.apply(x, m, 1, True), (rand(2, 3, 4), rand(3, 5))),
@@ -237,6 +262,21 @@ WEIGHTED = {
             *(grad, x, x.new_empty(0), x.new_empty(0), core, u, v), *GEOMETRY, [True] * 5, "chain"
         ),
         conv_backward_arguments(False, True, True, False, [True] * 5)[:2] + conv_operands()[1:4],
+    ),
+    "TuckerLinear": lambda: (
+        lambda x, c, b, *factors: functions.TuckerLinear.apply(x, c, b, 2, *factors)[0],
+        linear_tensors((2,), [True] * 4),
+    ),
+    "TuckerLinear_with_few_factors": lambda: (
+        lambda x, c, b, u, v: functions.TuckerLinear.apply(x, c, b, 2, None, u, v, None)[0],
+        linear_tensors((2, 1), [False, True, True, False]),
+    ),
+    "TuckerLinearBackward": lambda: (
+        lambda grad, x, c, *factors: functions.TuckerLinearBackward.apply(
+            *(grad, 2, [True] * 7, x, *OPS.tucker_linear_forward(*detached(x, c, factors), None, 2, True)[1:], c),
+            *factors,
+        ),
+        (rand(2, 12), *linear_tensors((2,), [True] * 4, bias=False)),
     ),
     "BatchedQR": lambda: (qr_products, (rand(5, 3), rand(2, 2))),
     "BatchedSVD": lambda: (svd_products, (rand(5, 3), rand(2, 4), rand(3, 3))),
@@ -336,6 +376,10 @@ COMPILED = {
     "tucker_linear": lambda: (
         lambda x, c, u, v, b: tk.tucker_linear(x, c, [u, v], b, path="chain"),
         (rand(3, 6), rand(2, 2), rand(5, 2), rand(6, 2), rand(5)),
+    ),
+    "tucker_linear_tensorised": lambda: (
+        lambda x, c, b, *factors: tk.tucker_linear(x, c, factors, b, 2, path="chain"),
+        linear_tensors((3,), [True] * 4),
     ),
     "batched_qr": lambda: (lambda a, b: sum(x.sum() for x in qr_products(a, b)), (rand(5, 3), rand(2, 2))),
     "batched_svd": lambda: (lambda a, b: sum(x.sum() for x in svd_products(a, b)), (rand(5, 3), rand(2, 4))),

@@ -23,6 +23,7 @@ ALLOWED = {  # inside tucker_kernels: which module may import which others; ever
     "tables": {"native", "reference"},
     "cpu": {"dispatch", "native", "tables"},
     "cpu_conv": {"dispatch", "cost_model", "cpu", "native", "reference", "tables"},
+    "cpu_linear": {"dispatch", "native"},
     "cuda": {"dispatch", "native", "reference", "tables"},
     "library": {"dispatch", "reference"},
     "functions": {"library", "reference"},

@@ -1,12 +1,22 @@
 """tucker_linear against F.linear with the dense weight in float64, and its core gradient against autograd."""
 
+import dataclasses
+import itertools
+
 import oracles
+import problems
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import LINEARS
 from tolerances import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import tucker_kernels as tk
+from tucker_kernels import cost_model
+from tucker_kernels.library import ops
 
 PATHS = ("auto", "chain", "reconstruct", "fused")
 BY_NAME = {problem.name: problem for problem in LINEARS}
@@ -49,6 +59,138 @@ def test_gradients_equal_those_of_the_dense_layer(problem, path, backend):
     )
     for actual, wanted in zip(found, [x for x in expected if x is not None], strict=True):
         assert_close(actual, wanted, "tucker_linear_backward")
+
+
+def kernels_of(problem, dtype, need=None):
+    """Results of the two operators behind a tensorised layer: y and the gradients, as a flat list."""
+    input, core, factors, bias = problem.operands(dtype)
+    y, z, t = ops.tucker_linear_forward(input, core, factors, bias, len(problem.outer), True)
+    need = need or [True] * (3 + len(factors))
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    *found, d_factors = ops.tucker_linear_backward(grad, input, z, t, core, factors, len(problem.outer), need)
+    return [y, *found, *d_factors]
+
+
+@linear_problems
+def test_only_the_gradients_asked_for_are_computed(problem, backend):
+    """Each alone equals its part of all of them; the others are empty."""
+    torch.manual_seed(0)
+    every = kernels_of(problem, torch.float64)
+    for wanted in range(1, len(every)):
+        torch.manual_seed(0)
+        found = kernels_of(problem, torch.float64, [i == wanted for i in range(1, len(every))])
+        expected = [x if i in (0, wanted) else x.new_empty(0) for i, x in enumerate(every)]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["tensorised_wide", "wide"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_threads_change_no_bit(name, dtype):
+    problem = dataclasses.replace(BY_NAME[name], rows=(700,))
+    alone = kernels_of(problem, dtype)
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        torch.manual_seed(0)
+        assert all(torch.equal(a, b) for a, b in zip(kernels_of(problem, dtype), alone, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_of_either_side(data):
+    """Modes of any number and size, 0 and 1 among them, with and without factors, against the reference in float64."""
+    modes = st.lists(st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 9))), min_size=1, max_size=4)
+    outer, inner = data.draw(modes), data.draw(modes)
+    problem = problems.Linear(
+        "drawn",
+        outer=tuple(n for n, _ in outer),
+        inner=tuple(n for n, _ in inner),
+        ranks=tuple(r for _, r in outer + inner),
+        rows=(data.draw(st.integers(0, 40)),),
+        bias=data.draw(st.booleans()),
+    )
+    dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
+    input, core, factors, bias = problem.operands(dtype)
+    grad = torch.randn(*problem.rows, torch.Size(problem.outer).numel()).to(dtype)
+    need = [True, True, bias is not None, *(factor is not None for factor in factors)]
+
+    def results(wide):
+        x, c, us, b, dy = tree_map_only(torch.Tensor, wide, (input, core, factors, bias, grad))
+        y, z, t = ops.tucker_linear_forward(x, c, us, b, len(outer), True)
+        *found, d_factors = ops.tucker_linear_backward(dy, x, z, t, c, us, len(outer), need)
+        return [y, *found, *d_factors]
+
+    found = results(lambda x: x)
+    with tk.use_backend("reference"):
+        expected = results(oracles.wide)
+        # Cancellation: what the same sums of absolute values come to is what their errors are relative to.
+        magnitude = results(lambda x: oracles.wide(x).abs())
+    for actual, wanted, size in zip(found, expected, magnitude, strict=True):
+        assert actual.dtype == dtype
+        assert_close(actual, wanted, "tucker_linear_backward", scale=float(size.max()) if size.numel() else 1.0)
+
+
+class Recorded(TorchDispatchMode):
+    """The names of the operators called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+# 512 × 512 as (16·32) × (16·32). At ranks 12 and 24 a row costs 114 thousand products mode by mode, 378 thousand with
+# Kronecker products of the factors, and 262 thousand in the dense layer.
+@pytest.mark.parametrize(
+    ("ranks", "rows", "whole"), [((12, 24), 4096, False), ((16, 32), 4096, True), ((16, 32), 1, False)]
+)
+def test_auto_counts_products_mode_by_mode(ranks, rows, whole):
+    core, factors = torch.randn(ranks * 2), [torch.randn(n, r) for n, r in zip((16, 32) * 2, ranks * 2)]
+    with Recorded() as recorded:
+        tk.tucker_linear(torch.randn(rows, 512), core, factors, out_modes=2)
+    assert ("aten::linear" in recorded.names or "aten::mm" in recorded.names) == whole
+    assert ("tucker_kernels::tucker_linear_forward" in recorded.names) != whole
+
+
+# A row of 64 × 64 at rank 16 takes 2304 multiply-adds.
+@pytest.mark.parametrize(
+    ("rows", "dtype", "one_call"),
+    [(7281, torch.float32, False), (7282, torch.float32, True), (7282, torch.bfloat16, False)],
+)
+def test_large_layers_of_two_modes_are_one_call(rows, dtype, one_call):
+    problem = problems.Linear("two", outer=(64,), inner=(64,), ranks=(16, 16), rows=(rows,))
+    input, core, factors, bias = problem.operands(dtype)
+    with Recorded() as recorded:
+        y = tk.tucker_linear(input, core, factors, bias, path="chain")
+    assert ("tucker_kernels::tucker_linear_forward" in recorded.names) == one_call
+    assert_close(y, oracles.linear(input, core, factors, bias, 1), "tucker_linear")
+
+
+def cheapest(before, after, factored):
+    """Multiply-adds of a chain of products from these sizes to those, the least over all orders."""
+
+    def products(order):
+        sizes, total = list(before), 0
+        for i in order:
+            total += torch.Size(sizes).numel() * after[i]
+            sizes[i] = after[i]
+        return total
+
+    return min(map(products, itertools.permutations([i for i, has_factor in enumerate(factored) if has_factor])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.booleans(), st.integers(1, 30)), min_size=2, max_size=5), st.data())
+def test_products_are_counted_in_the_cheapest_order(modes, data):
+    m = data.draw(st.integers(1, len(modes) - 1))
+    sizes, factored = [n for n, _, _ in modes], [has_factor for _, has_factor, _ in modes]
+    ranks = [r if has_factor else n for n, has_factor, r in modes]
+    row, weight = cost_model.linear_products(tuple((n, r if h else None) for n, h, r in modes), m)
+    assert weight == cheapest(ranks, sizes, factored)
+    expected = cheapest(sizes[m:], ranks[m:], factored[m:]) + cheapest(ranks[:m], sizes[:m], factored[:m])
+    assert row == expected + torch.Size(ranks).numel()
 
 
 @pytest.mark.parametrize("path", PATHS)

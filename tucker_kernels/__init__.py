@@ -3,6 +3,7 @@
 
 from tucker_kernels import cpu as _cpu  # noqa: F401 - registers the compiled back ends
 from tucker_kernels import cpu_conv as _cpu_conv  # noqa: F401
+from tucker_kernels import cpu_linear as _cpu_linear  # noqa: F401
 from tucker_kernels import cuda as _cuda  # noqa: F401
 from tucker_kernels import functions
 from tucker_kernels import triton as _triton  # noqa: F401 - registers the Triton back end; triton itself comes later

@@ -70,3 +70,16 @@ for _name in tables.OPERATORS:
 @implements("cuda")
 def mode_dot(tensor, matrix, mode, transpose):
     return tables.multi_mode_dot(_run, tensor, [matrix], [mode], transpose)
+
+
+_products, _gram = (functools.partial(function, _run) for function in (tables.multi_mode_dot, tables.cross_gram))
+
+
+@implements("cuda")
+def tucker_linear_forward(*args):
+    return reference.tucker_linear_forward(*args, products=_products)
+
+
+@implements("cuda")
+def tucker_linear_backward(*args):
+    return reference.tucker_linear_backward(*args, products=_products, gram=_gram)

@@ -166,6 +166,68 @@ class TuckerConvBackward(Operator):
         return d_grad, d_input, None, None, *d_weights, None, None, None, None, None
 
 
+class TuckerLinear(Operator):
+    """y = ((x ×_in Vᵀ) Cᵀ) ×_out U + b of every row, all modes in one call; formulas in `reference.py`.
+
+    Returns y and what is kept for the backward pass, z and t, which have no gradient.
+    """
+
+    @staticmethod
+    def forward(input, core, bias, out_modes, *factors):
+        return call(ops.tucker_linear_forward.default, input, core, factors, bias, out_modes, True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        input, core, _, ctx.out_modes, *factors = inputs
+        _, z, t = output
+        ctx.save_for_backward(input, z, t, core, *factors)
+        ctx.mark_non_differentiable(z, t)
+        ctx.set_materialize_grads(False)  # z and t would get zeros of their size
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        need_input, need_core, need_bias, _, *need_factors = ctx.needs_input_grad
+        need = [need_input, need_core, need_bias, *need_factors]
+        grads = _within(TuckerLinearBackward, grad, ctx.out_modes, need, *ctx.saved_tensors)
+        d_input, d_core, d_bias, *d_factors = (g if n else None for g, n in zip(grads, need))
+        return d_input, d_core, d_bias, None, *d_factors
+
+
+class TuckerLinearBackward(Operator):
+    """The backward pass of `TuckerLinear`. Its own derivative recomputes it in plain torch and differentiates that."""
+
+    @staticmethod
+    def forward(grad, out_modes, need, input, z, t, core, *factors):
+        saved = (input, z, t, core, factors)
+        *grads, d_factors = call(ops.tucker_linear_backward.default, grad, *saved, out_modes, need)
+        return *grads, *d_factors
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, ctx.out_modes, ctx.need, input, _, _, core, *factors = inputs
+        ctx.save_for_backward(grad, input, core, *factors)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        operands = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        places = [i for i, need in enumerate((needs[0], needs[3], *needs[6:])) if need]
+
+        def gradients(*wanted):
+            given = dict(zip(places, wanted))
+            grad, input, core, *factors = (given.get(i, x) for i, x in enumerate(operands))
+            _, z, t = reference.tucker_linear_forward(input, core, factors, None, ctx.out_modes, True)
+            saved = (input, z, t, core, factors)
+            *found, d_factors = reference.tucker_linear_backward(grad, *saved, ctx.out_modes, ctx.need)
+            return *found, *d_factors
+
+        found = dict(zip(places, torch.func.vjp(gradients, *(operands[i] for i in places))[1](grads)))
+        d_grad, d_input, *d_weights = (found.get(i) for i in range(len(operands)))
+        return d_grad, None, None, d_input, None, None, *d_weights
+
+
 class EveryNth(Operator):
     """The pixels that a 1×1 window of the given stride sees, dense and in the input's memory format."""
 

@@ -142,6 +142,18 @@ _define(
     reference.rank_space_wgrad,
     _first,
 )
+_define(
+    "tucker_linear_forward(Tensor input, Tensor core, Tensor?[] factors, Tensor? bias, int out_modes, bool save) "
+    "-> (Tensor, Tensor, Tensor)",
+    reference.tucker_linear_forward,
+    _first,
+)
+_define(
+    "tucker_linear_backward(Tensor grad, Tensor input, Tensor z, Tensor t, Tensor core, Tensor?[] factors, "
+    "int out_modes, bool[] need) -> (Tensor, Tensor, Tensor, Tensor[])",
+    reference.tucker_linear_backward,
+    _first,
+)
 
 
 def _contiguous_like(tensor):

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from tucker_kernels import cost_model, validation
 from tucker_kernels.convolution import Path, convolve
-from tucker_kernels.functional import Factors, check_bias, check_factors, multiply
-from tucker_kernels.library import ops
+from tucker_kernels.functional import Factors, check_bias, check_factors, multiply, needs_gradient
+from tucker_kernels.functions import TuckerLinear
+from tucker_kernels.library import call, ops
 
 
 def tucker_linear(
@@ -28,9 +29,9 @@ def tucker_linear(
         factors: d matrices (n_i, r_i), `None` where a mode is not factorised. Two modes are U C Vᵀ.
         bias: (n_out,) or None.
         out_modes: how many leading modes make up the output.
-        path: "chain" (project, multiply by the core, expand), "reconstruct" (one product with the full weight),
-            "fused" (two modes as a 1×1 convolution, in whichever kernel the back end has for that), or "auto" (fewest
-            operations).
+        path: "chain" (project mode by mode, multiply by the core, expand), "reconstruct" (one product with the full
+            weight), "fused" (two modes as a 1×1 convolution, in whichever kernel the back end has for that), or "auto"
+            (fewest operations).
 
     Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
     """
@@ -51,24 +52,20 @@ def tucker_linear(
     rows = math.prod(input.shape[:-1])
     if path == "fused" and rows:
         return _fused_linear(input, core, factors, bias)
-    r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
+    modes = tuple((n, None if f is None else r) for n, r, f in zip(sizes, core.shape, factors))
     if path == "auto":
-        chain = rows * (n_in * r_in + r_in * r_out + r_out * n_out)
-        path = "chain" if chain <= (rows + r_in) * n_in * n_out else "reconstruct"
+        path = cost_model.choose_linear(rows, modes, out_modes)
     if path == "reconstruct":
         weight = multiply(core, factors, range(core.ndim), False).reshape(n_out, n_in)
         return torch.nn.functional.linear(input, weight, bias)
-    if core.ndim == 2:  # matrix products and nothing else: torch's cost a small layer less
+    ours = input.is_cpu and input.dtype in validation.FULL  # halves would be widened; torch multiplies them as they are
+    if core.ndim == 2 and not (ours and cost_model.in_one_call(rows, modes, out_modes)):
         x = input if factors[1] is None else input @ factors[1]
         x = torch.nn.functional.linear(x, core, bias if factors[0] is None else None)
         return x if factors[0] is None else torch.nn.functional.linear(x, factors[0], bias)
-    x = input.reshape(rows, *sizes[out_modes:])
-    inner = multiply(x, factors[out_modes:], range(1, x.ndim), True).reshape(rows, r_in)
-    outer = multiply(inner, [core.reshape(r_out, r_in)], [1], False)
-    outer = outer.reshape(rows, *core.shape[:out_modes])
-    y = multiply(outer, factors[:out_modes], range(1, outer.ndim), False)
-    y = y.reshape(*input.shape[:-1], n_out)
-    return y if bias is None else y + bias
+    if needs_gradient(input, core, bias, *factors):
+        return TuckerLinear.apply(input, core, bias, out_modes, *factors)[0]
+    return call(ops.tucker_linear_forward.default, input, core, factors, bias, out_modes, False)[0]
 
 
 def _fused_linear(input, core, factors, bias):

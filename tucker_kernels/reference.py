@@ -236,6 +236,70 @@ def rank_space_wgrad(input, grad, out_basis, in_basis, window, stride, padding, 
     return gradient
 
 
+# ---- Tucker linear layer: project mode by mode → core → expand mode by mode ---------------------------------
+
+
+def _along(products, tensor, factors, transpose, skip=None):
+    """The products along modes 1, 2, … with these factors; None stands for the identity, mode 0 for the rows."""
+    chosen = [i for i, factor in enumerate(factors) if factor is not None and i != skip]
+    return products(tensor, [factors[i] for i in chosen], [i + 1 for i in chosen], transpose) if chosen else tensor
+
+
+@implements("reference")
+def tucker_linear_forward(input, core, factors, bias, out_modes, save, products=multi_mode_dot):
+    """z = x ×_in Vᵀ, t = C z, y = t ×_out U + bias for every row x of the input; returns (y, z, t).
+
+    z and t, (rows, ranks of that side), are what the backward pass reuses. They are empty where that side has no
+    factor, because they would be the input or the output again, and where `save` is false. Another back end may bring
+    its own `products` (and `gram`, below).
+    """
+    outer, inner, rows = factors[:out_modes], factors[out_modes:], math.prod(input.shape[:-1])
+    sizes = [r if V is None else V.shape[0] for r, V in zip(core.shape[out_modes:], inner)]
+    matrix = core.reshape(math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:]))
+    z = _along(products, input.contiguous().reshape(rows, *sizes), inner, True).reshape(rows, matrix.shape[1])
+    t = products(z, [matrix], [1], False)
+    y = _along(products, t.reshape(rows, *core.shape[:out_modes]), outer, False)
+    y = y.reshape(*input.shape[:-1], math.prod(y.shape[1:]))
+    y = y if bias is None else y + bias
+    empty = [input.new_empty(0) for _ in range(2)]  # two, because results of an operator may not be the same tensor
+    has_factor = [save and any(factor is not None for factor in side) for side in (inner, outer)]
+    return y.contiguous(), z if has_factor[0] else empty[0], t if has_factor[1] else empty[1]
+
+
+@implements("reference")
+def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need, products=multi_mode_dot, gram=cross_gram):
+    """Gradients of input, core and bias, and the list of those of the factors; empty where not asked for.
+
+    dt = dy ×_out Uᵀ and dz = Cᵀ dt;  dx = dz ×_in V,  dC = Σ dt zᵀ,  dbias = Σ dy, sums over rows;
+    dU_i = dY_(i) (t ×_{j≠i} U_j)_(i)ᵀ,  dV_i = X_(i) (dz ×_{j≠i} V_j)_(i)ᵀ.
+    `need`: which of input, core, bias and each factor are asked for.
+    """
+    outer, inner, rows = factors[:out_modes], factors[out_modes:], math.prod(input.shape[:-1])
+    sizes = [r if factor is None else factor.shape[0] for r, factor in zip(core.shape, factors)]
+    r_out, r_in = math.prod(core.shape[:out_modes]), math.prod(core.shape[out_modes:])
+    x, dy = input.reshape(rows, *sizes[out_modes:]), grad.reshape(rows, *sizes[:out_modes])
+    z = (x if all(V is None for V in inner) else z).reshape(rows, r_in)
+    dt = _along(products, dy, outer, True).reshape(rows, r_out)
+    dz = products(dt, [core.reshape(r_out, r_in)], [1], True).reshape(rows, *core.shape[out_modes:])
+    need_input, need_core, need_bias, *need_factors = need
+    d_factors = []
+    for i, (factor, wanted) in enumerate(zip(factors, need_factors)):
+        if factor is None or not wanted:
+            d_factors.append(input.new_empty(0))
+        elif i < out_modes:
+            rest = _along(products, t.reshape(rows, *core.shape[:out_modes]), outer, False, skip=i)
+            d_factors.append(gram(dy, rest, i + 1))
+        else:
+            i -= out_modes
+            d_factors.append(gram(x, _along(products, dz, inner, False, skip=i), i + 1))
+    return (
+        _along(products, dz, inner, False).reshape(input.shape).contiguous() if need_input else input.new_empty(0),
+        gram(dt, z, 1).reshape(core.shape) if need_core else input.new_empty(0),
+        dy.reshape(rows, math.prod(sizes[:out_modes])).sum(0) if need_bias else input.new_empty(0),
+        d_factors,
+    )
+
+
 # ---- orthonormalisation and truncation --------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@
 // C may come out transposed. Small results (to 32,768 numbers) over a long (o, i) are summed in up to eight
 // chunks, whose number depends on the sizes only and which are added in order; otherwise threads split rows
 // or columns of C. Either way no bit depends on the number of threads. Sums are in T.
+#include "cpu/cross_gram.h"
+
 #include "core/dispatch.h"
 #include "core/scratch.h"
 #include "cpu/isa.h"
@@ -65,7 +67,8 @@ struct CrossGram {
   }
 };
 
-// False when memory ran out.
+}  // namespace
+
 template <class T>
 bool cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer, int64_t inner, T* out,
                 int threads) {
@@ -112,7 +115,10 @@ bool cross_gram(const T* a, int64_t p, const T* b, int64_t q, int64_t outer, int
   return true;
 }
 
-}  // namespace
+template bool cross_gram<float>(const float*, int64_t, const float*, int64_t, int64_t, int64_t, float*, int);
+template bool cross_gram<double>(const double*, int64_t, const double*, int64_t, int64_t, int64_t, double*,
+                                 int);
+
 }  // namespace tk
 
 tk_status tk_cross_gram_cpu(tk_dtype dtype, const tk_cross_gram_problem* problems, int64_t count,

@@ -78,6 +78,30 @@ TK_API tk_status tk_tucker_conv_backward_cpu(tk_dtype dtype, const tk_conv2d* co
                                              const void* out_factor, const void* in_factor,
                                              const tk_conv2d_gradients* gradients, int threads);
 
+/* A linear layer whose weight has `modes` modes, the first out_modes of them on the output side: factor[i] is
+ * (size[i], rank[i]), or null where rank[i] is size[i] and there is none. Every field is 8 bytes wide. */
+typedef struct {
+  int64_t rows, out_modes, modes;
+  int64_t size[TK_MAX_MODES], rank[TK_MAX_MODES];
+  const void *core, *factor[TK_MAX_MODES];
+} tk_linear;
+
+/* y = t ×_out U + bias with z = x ×_in Vᵀ and t = C z, of all rows: x (rows, in sizes), z (rows, in ranks), t
+ * (rows, out ranks), y (rows, out sizes). Null: bias zero, z and t not saved. */
+TK_API tk_status tk_tucker_linear_forward_cpu(tk_dtype dtype, const tk_linear* layer, const void* x,
+                                              const void* bias, void* y, void* z, void* t, int threads);
+
+/* Outputs of the backward pass; null ones are not computed. */
+typedef struct {
+  void *input, *core, *bias, *factor[TK_MAX_MODES];
+} tk_linear_gradients;
+
+/* Gradients of the above from that of y. z and t are what the forward pass saved; null where that side has no
+ * factor, so that they are x and y. */
+TK_API tk_status tk_tucker_linear_backward_cpu(tk_dtype dtype, const tk_linear* layer, const void* grad,
+                                               const void* x, const void* z, const void* t,
+                                               const tk_linear_gradients* gradients, int threads);
+
 /* The operators below take a table of problems of different sizes and do all of them in one call. Every field
  * of their structs is 8 bytes wide. */
 
