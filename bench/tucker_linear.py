@@ -1,20 +1,30 @@
 """Tucker linear layers on the CPU against tltorch, a dense layer and plain torch: forward and backward.
 
-    python bench/tucker_linear.py [--threads 1] [--repeats 15] [--save]
+    python bench/tucker_linear.py [--threads 1] [--repeats 15] [--cpu-time] [--save]
 
-Two modes 512 × 512 at rank 64, and four modes (16·32) × (16·32) at ranks 8, 16, 8, 16; 32 and 512 rows. Ratios are the
-rival's time over ours.
+Two and four modes of a 512 × 512 layer, and larger ones, with 32 and 512 rows. Ratios are the rival's time over ours.
+tltorch takes part where it is installed (`pip install -e '.[bench]'`): its factorized layer, whose einsum opt_einsum
+puts in order.
 """
 
 import argparse
+import importlib.util
 import math
+import time
 
 import harness
 import torch
 
 import tucker_kernels
 
-CASES = [((512,), (512,), (64, 64)), ((16, 32), (16, 32), (8, 16, 8, 16))]
+CASES = [
+    ((512,), (512,), (64, 64)),
+    ((1024,), (1024,), (128, 128)),
+    ((16, 32), (16, 32), (8, 16, 8, 16)),
+    ((24, 32), (24, 32), (12, 12, 12, 12)),
+    ((32, 32), (32, 32), (16, 16, 16, 16)),
+]
+MISSING = [name for name in ("tltorch", "opt_einsum") if importlib.util.find_spec(name) is None]
 
 
 def candidates(outer, inner, ranks):
@@ -34,10 +44,10 @@ def candidates(outer, inner, ranks):
     }
     if out_modes == 1:
         found["torch"] = (lambda x, c, b, u, v: x @ v @ c.T @ u.T + b, [core, bias, *factors])
-    try:
-        import tltorch
-    except ImportError:
+    if MISSING:
         return found
+    import tltorch
+
     layer = tltorch.FactorizedLinear(
         inner, outer, bias=True, factorization="tucker", rank=ranks, implementation="factorized"
     )
@@ -57,8 +67,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU time, not wall time (one thread, busy machine)"
+    )
     parser.add_argument("--save", action="store_true", help="write bench/results/tucker_linear.json")
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    if MISSING:
+        print(f"no rows for tltorch: {' and '.join(MISSING)} not installed; pip install -e '.[bench]'")
     torch.manual_seed(0)
     saved = []
     for threads in args.threads:
@@ -68,13 +84,13 @@ def main():
                 x = torch.randn(rows, math.prod(inner))
                 with harness.threads(threads):
                     cases = {name: call(f, x, p) for name, (f, p) in candidates(outer, inner, ranks).items()}
-                    times = harness.compare(cases, repeats=args.repeats)
+                    times = harness.compare(cases, repeats=args.repeats, clock=clock)
                 row = {"layer": f"{outer} × {inner} r={ranks}", "rows": rows, "ours µs": 1e6 * times["ours"]}
                 table.append(row | {name: t / times["ours"] for name, t in times.items() if name != "ours"})
             harness.print_table(table, title=f"float32, {threads} threads")
             saved += [{"threads": threads, **row} for row in table]
     if args.save:
-        print(harness.save("tucker_linear", saved))
+        print(harness.save("tucker_linear", saved, clock="cpu" if args.cpu_time else "wall"))
 
 
 if __name__ == "__main__":
