@@ -154,7 +154,7 @@ void bind_every_way(py::module_& m, const std::string& name, tk::PlanFunction<Pr
   m.def((name + "_cuda_at").c_str(), [=](uintptr_t function, Given<A>... given) {
     check(reinterpret_cast<decltype(call)>(function)(taken<A>(given)...), name.c_str());
   });
-  if (call) bind(m, name + "_cuda", call, cuda_words);
+  if (call) ::bind(m, name + "_cuda", call, cuda_words);  // unqualified, std::bind would be chosen
 }
 
 }  // namespace

@@ -77,8 +77,14 @@ def test_without_a_card_the_module_says_so_in_the_words_of_cuda():
         pytest.skip("asks what happens without a GPU")
     driver = "no CUDA-capable device is detected|driver version is insufficient"
     assert re.search(f"^loading the kernels: .*({driver})", module.cuda_unusable())
-    with pytest.raises(RuntimeError, match=f"^tangent_basis: the current device: .*({driver})"):
-        module.tangent_basis_cuda(0, [(0, 0, 0, 0, 4, 1, 1)], 0, 0, 0)
+    with pytest.raises(RuntimeError, match=f"^tangent_basis_cuda: the current device: .*({driver})"):
+        module.tangent_basis_cuda(0, 0, 0, 0, 0, 0, 0)
+
+
+def test_what_has_a_plan_can_be_launched():
+    names = [name.removesuffix("_plan") for name in dir(compiled()) if name.endswith("_cuda_plan")]
+    assert names
+    assert not [name for name in names if not hasattr(compiled(), name)]
 
 
 def test_the_module_says_what_it_was_compiled_for():
