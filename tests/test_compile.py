@@ -68,6 +68,18 @@ def test_kept_pairs_come_out_of_one_graph(integrator, path):
     assert tdlrt.ranks(model) == tdlrt.ranks(eager)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("integrator", ["one_pass", "two_pass"])
+def test_code_that_inductor_generates_trains_as_the_eager_model(integrator):
+    """Generated C++ around the operators, of layers and of their backward passes, at ranks that change."""
+    eager, model = network("auto"), network("auto")
+    forward = torch.compile(model, fullgraph=True)
+    assert trained(model, forward, integrator, 4) == pytest.approx(trained(eager, eager, integrator, 4), rel=1e-4)
+    assert tdlrt.ranks(model) == tdlrt.ranks(eager)
+    for a, b in zip(tdlrt.to_dense(model).parameters(), tdlrt.to_dense(eager).parameters()):
+        assert torch.allclose(a, b, rtol=0, atol=1e-4)
+
+
 class Reused(nn.Module):
     """Layers called twice, outputs changed in place, an embedding."""
 
