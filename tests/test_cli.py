@@ -3,6 +3,7 @@
 import builtins
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,9 @@ def test_compress_leaves_dense_what_it_cannot_make_smaller(capsys):
         (["--data", "mnist"], ("--data-dir", "mnist")),
         (["--data", "digits", "--model", "vgg16"], ("--model", "vgg16", "32×32")),
         (["--nonsense"], ("--nonsense",)),
+        (["--seed", str(2**64)], ("--seed", str(2**64), "integers from 0")),
+        (["--threads", str(2**40)], ("--threads", "integers from 1")),
+        (["--rank", "1e400"], ("--rank", "1e400", "fractions")),
         (["--resume", "--overwrite"], ("--overwrite", "--resume")),
     ],
 )
@@ -205,6 +209,69 @@ def test_bad_files_are_one_sentence(capsys, tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"noise")
     for command in (["info"], ["export"], ["compress", "--out", "x"]):
         assert "noise.pt" in refused(capsys, command[0], "noise.pt", *command[1:], status=1)
+
+
+EDITS = {
+    "config without dense": lambda c: c["config"].pop("dense"),
+    "config a number": lambda c: c.update(config=3),
+    "a dtype torch has not": lambda c: c["config"].update(dtype="float7"),
+    "no network": lambda c: c.update(network={}),
+    "another network": lambda c: c["network"].update(name="resnet9"),
+    "a weight less": lambda c: c["model"].popitem(),
+    "a weight of another size": lambda c: c["model"].update({"fc1.bias": torch.zeros(3)}),
+    "no accuracy": lambda c: c.update(metrics=[{}]),
+    "no progress": lambda c: c.update(progress={}),
+    "no optimiser": lambda c: c.update(optimizer={}),
+    "no random state": lambda c: c.update(random={}),
+}
+
+
+def test_a_checkpoint_with_other_contents_is_one_sentence(capsys, trained):
+    folder, _ = trained
+    before = (folder / "checkpoint.pt").read_bytes()
+    for name, edit in EDITS.items():
+        (folder / "checkpoint.pt").write_bytes(before)
+        contents = checkpoint.load("run")
+        edit(contents)
+        checkpoint.save("run/checkpoint.pt", contents)
+        spoilt = (folder / "checkpoint.pt").read_bytes()
+        commands = [("train", "--resume", "--epochs", "2", "--out", "run", "--quiet")]
+        if name not in ("no optimiser", "no random state"):  # which are read by nothing else
+            commands += [("info", "run"), ("info", "run", "--json"), ("export", "run")]
+        for command in commands:
+            assert "is not as `tdlrt train` writes it" in refused(capsys, *command, status=1), name
+        assert (folder / "checkpoint.pt").read_bytes() == spoilt, name
+        assert not (folder / "model.pt2").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits the size of files")
+def test_a_full_disk_is_one_sentence_and_loses_nothing(capsys, trained):
+    import resource
+
+    folder, _ = trained
+    files = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        for command in (["train", "--resume", "--epochs", "2", "--out", "run", "--quiet"], ["export", "run"]):
+            assert "File too large" in refused(capsys, *command, status=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == files
+    assert run(capsys, "train", "--resume", "--epochs", "2", "--out", "run", "--quiet")[0] == 0
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(capsys, trained):
+    folder, _ = trained
+    (folder / "taken").mkdir()
+    for out, words in (("nowhere/model.pt2", "No such file"), ("run/summary.json/x", "Not a directory")):
+        message = refused(capsys, "export", "run", "--out", out, status=1)
+        assert out in message
+        assert words in message
+    assert "run/taken: Is a directory" in refused(
+        capsys, "export", "run", "--out", "run/taken", "--overwrite", status=1
+    )
+    assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
 def test_a_diverging_run_says_so(capsys):

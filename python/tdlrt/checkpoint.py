@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -44,9 +45,11 @@ def write_atomically(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # the file that was asked for
         raise
     _sync_folder(path.parent)
 
@@ -107,7 +110,9 @@ def save(path, contents):
     """Writes a checkpoint with the entries `KEYS`; the file that was there stays until the new one is complete."""
     if set(contents) != set(KEYS):
         raise ValueError(f"contents has {sorted(contents)}; a checkpoint has {sorted(KEYS)}")
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **contents}, file))
+    whole = io.BytesIO()  # torch's writer answers a full disk with an error of its own
+    torch.save({"format": FORMAT, "version": VERSION, **contents}, whole)
+    write_atomically(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load(path, device="cpu"):
@@ -146,8 +151,28 @@ def load(path, device="cpu"):
     return {key: contents[key] for key in KEYS}
 
 
+@contextlib.contextmanager
+def understood(what):
+    """Around the reading of contents: entries that are missing or of another kind become a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{what} is not as `tdlrt train` writes it: {type(error).__name__}: {said}") from error
+
+
 def network(contents):
-    """The network of a checkpoint, in evaluation mode: dense or with Tucker layers at the ranks it had."""
+    """The network of a checkpoint, in evaluation mode: dense or with Tucker layers at the ranks it had.
+
+    Raises CheckpointError for contents that describe none.
+    """
+    with understood("the network of the checkpoint"):
+        return _network(contents)
+
+
+def _network(contents):
     own, config = contents["network"], contents["config"]
     model = models.build(own["name"], own["image_shape"], own["classes"], own["mean"], own["std"])
     model = model.to(getattr(torch, config["dtype"]))

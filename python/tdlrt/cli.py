@@ -20,6 +20,8 @@ def main(arguments=None):
         return commands.app(arguments, prog_name="tdlrt", standalone_mode=False) or 0
     except commands.FAILURES as error:
         return _fail(error, 1, everywhere=isinstance(error, commands.train.DivergenceError))
+    except OSError as error:  # a full disk, a folder that is not there or may not be written
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:

@@ -101,7 +101,7 @@ def train_command(
         float | None, option("Of SGD.", STEPS, options.not_negative, by_data="weight_decay")
     ] = None,
     seed: Annotated[
-        int, option("Of first weights, order of the data and augmentation.", STEPS, at_least(0))
+        int, option("Of first weights, order of the data and augmentation.", STEPS, at_least(0, 2**63 - 1))
     ] = Config.seed,
     device: Annotated[str, option("Where to compute.", RUN, options.device)] = Config.device,
     dtype: Annotated[str, option("Of all weights.", RUN, one_of(("float32", "float64")))] = Config.dtype,
@@ -145,6 +145,16 @@ def train_command(
         return _train(run, quiet or not first, checkpoint_every)
 
 
+def _stored(file):
+    """The contents of a checkpoint, of which all that the commands read is there."""
+    contents = checkpoint.load(file)
+    with checkpoint.understood(file):
+        Config(**contents["config"])
+        contents["progress"]["epoch"]
+        [(line["accuracy"], line["seconds"]) for line in contents["metrics"]]
+    return contents
+
+
 def _plain(value):
     return str(value.resolve()) if isinstance(value, Path) else value
 
@@ -169,6 +179,8 @@ def _checked(make, *arguments):
     try:
         return make(*arguments)
     except ValueError as error:
+        if _option_of(str(error))[2:].replace("-", "_") not in {field.name for field in fields(Config)}:
+            raise  # no option's fault
         raise typer.BadParameter(f"{error}.", param_hint=_option_of(str(error))) from error
 
 
@@ -197,7 +209,7 @@ _CHANGEABLE = ("epochs", "threads", "device", "data_dir")
 
 
 def _resumed(given, out):
-    contents = checkpoint.load(out / "checkpoint.pt")
+    contents = _stored(out / "checkpoint.pt")
     stored = contents["config"]
     for name, value in given.items():
         if name in stored and name not in _CHANGEABLE and value != stored[name]:
@@ -308,7 +320,7 @@ def compress(
     by_rank = _was_given(context, "rank")  # which is None for "full"
     if tol is not None and by_rank:
         raise typer.BadParameter("cannot be combined with --tol.", param_hint="--rank")
-    contents = checkpoint.load(file)
+    contents = _stored(file)
     config = contents["config"]
     if not config["dense"]:
         raise checkpoint.CheckpointError(f"{file} is factorised already; compress takes a run of `tdlrt train --dense`")
@@ -341,7 +353,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", metavar="")] = False,
 ):
     """Print layers, shapes, ranks, parameters and compression of a checkpoint."""
-    contents = checkpoint.load(file)
+    contents = _stored(file)
     config, progress, metrics = contents["config"], contents["progress"], contents["metrics"]
     description = display.describe(checkpoint.network(contents))
     accuracy = metrics[-1]["accuracy"] if metrics else None
@@ -366,7 +378,7 @@ def export_command(
 
     Load it with `torch.export.load("model.pt2").module()`; it takes pixels in \\[0, 1].
     """
-    contents = checkpoint.load(file)
+    contents = _stored(file)
     folder = file if file.is_dir() else file.parent
     out = out or folder / "model.pt2"
     if out.exists() and not overwrite:

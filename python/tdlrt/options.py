@@ -50,14 +50,16 @@ def one_of(names):
     return read
 
 
-def at_least(least):
+def at_least(least, most=2**31 - 1):
+    """An integer; `most` is what torch can take."""
+
     @parser("INTEGER")
     def read(text):
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        return value if value >= least else refuse(text, f"integers from {least} on")
+        return value if least <= value <= most else refuse(text, f"integers from {least} on, to {most}")
 
     return read
 
@@ -100,7 +102,7 @@ def rank(text):
     if text == "full":
         return None
     value = _number(text)
-    if value >= 1 and value == int(value) and "." not in text:
+    if 1 <= value < math.inf and value == int(value) and "." not in text:
         return int(value)
     return value if 0 < value < 1 else refuse(text, "full, fractions between 0 and 1, and integers from 1 on")
 

@@ -113,7 +113,15 @@ class Run:
 
     @classmethod
     def resumed(cls, contents, dataset, out, **changes):
-        """Continues a stored run where it stood; `changes` are of the Config (epochs, threads, device, data_dir)."""
+        """Continues a stored run where it stood; `changes` are of the Config (epochs, threads, device, data_dir).
+
+        Raises CheckpointError for contents that are no run.
+        """
+        with checkpoint.understood("the run in the checkpoint"):
+            return cls._resumed(contents, dataset, out, changes)
+
+    @classmethod
+    def _resumed(cls, contents, dataset, out, changes):
         run = cls(replace(Config(**contents["config"]), **changes), dataset, out, checkpoint.network(contents))
         run.optimizer.load_state_dict(contents["optimizer"])
         torch.set_rng_state(contents["random"]["cpu"])
