@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 import tdlrt
 import torch
+from tdlrt.integrators import agreement
 from torch import nn
+
+
+def strays(model, optimizer):
+    """How many tensors live that are neither parameters nor buffers, nor in the optimiser's state, nor columns by which
+    pairs and gradients are compared: one matrix for each size that was met, kept in a cache of bounded size."""
+    gc.collect()
+    values = [v for state in optimizer.state.values() for v in state.values()]
+    own = [*model.parameters(), *model.buffers(), *values, *(m for v in values if isinstance(v, list) for m in v)]
+    known = {id(thing) for thing in own}
+    found = sum(isinstance(thing, torch.Tensor) and id(thing) not in known for thing in gc.get_objects())
+    return found - agreement._probe.cache_info().currsize
+
 
 STEPS = int(os.environ.get("TDLRT_SOAK_STEPS", "1500"))
 
@@ -55,11 +68,12 @@ def test_ten_thousand_steps_stay_orthonormal(options):
             ranks.add(str(tdlrt.ranks(model)))
         if step == STEPS // 3:
             gc.collect()
-            before = resident(), handles()
+            before = resident(), handles(), strays(model, optimizer)
     gc.collect()
     assert worst <= 1e-6
     assert len(ranks) > 1
     assert handles() <= before[1]
+    assert strays(model, optimizer) <= before[2]
     assert resident() - before[0] < 16 * 2**20, "memory grows"
     assert all(torch.isfinite(p).all() for p in model.parameters())
     print(f"{STEPS} steps, orthogonality {worst:.1e}, {(resident() - before[0]) / 2**20:+.1f} MiB")
