@@ -278,6 +278,7 @@ def given_rank_cores():
         "decaying": CORES["large"][:40, :30],
         "one mode cut": gaussian(40, 60, 3, 3, seed=2),
         "three modes": gaussian(12, 10, 11, seed=3),
+        "three large modes": gaussian(18, 16, 11, seed=12),
         "a window cut": gaussian(12, 10, 2, 2, seed=4),
         "pointwise": gaussian(40, 40, 1, 1, seed=5),
         "large": gaussian(130, 70, 3, 3, seed=6),
@@ -285,7 +286,8 @@ def given_rank_cores():
         size = (80, 60, 3, 3) if head.ndim == 4 else (24, 20, 22)
         size = tuple(max(a, b) for a, b in zip(size, head.shape)) if name != "large" else (260, 140, 3, 3)
         size = size if name != "pointwise" else (80, 80, 1, 1)
-        for step in (1e-1, 1e-2, 1e-4, 1e-6):
+        size = size if name != "three large modes" else (36, 32, 22)
+        for step in (1e-1, 3e-2, 1e-2, 1e-4, 1e-6):
             found[f"{name}, step {step}"] = (warm_step(head, head.shape, size, step, 7), tuple(head.shape))
     # Singular values in the head far below those of the tail: the axes are a bad start that looks like a good one.
     for scale in (1e-2, 1e-5):

@@ -10,8 +10,8 @@
 // sqrt(|C|² − |C'|²) where that difference is far above the rounding of C' and the norm of the explicit
 // residual otherwise. Given ranks of a float32 core whose energy lies in its leading corner, as after a small
 // step in training, take no solve at all: one orthogonal iteration per mode gives the subspaces, held to the
-// same bound (fixed_ranks.cpp), and the error comes from its blocks. Results do not depend on the number of
-// threads.
+// same bound (fixed_ranks.cpp), and the error comes from its blocks, or is measured while they are applied.
+// Results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -302,7 +302,8 @@ struct Truncation {
       steps.reset();
       for (int64_t group = 0; group < groups(); ++group) find_vectors(group);
     }
-    Values small = apply(core, false);
+    const bool measure = steps && steps->squared_error() < 0 && steps->small_tangents();
+    Values small = measure ? steps->project_and_measure(vectors) : apply(core, false);
     if (make_feasible(small)) steps.reset();  // what they know of the error leaves out its rounding
     relative_error = error(small);
     for (int64_t mode = 0; mode < d; ++mode)
