@@ -80,6 +80,17 @@ def test_memory_format_is_kept(shape, backend):
             assert y.permute(order).is_contiguous()
 
 
+@pytest.mark.parametrize("shape", [(2, 7, 6), (2, 7, 6, 5)])
+def test_a_result_may_be_changed_in_place(shape, backend):
+    """In whatever layout: autograd refuses it for a view that a Function returned."""
+    x = torch.randn(shape, dtype=torch.float64).movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    m = torch.randn(4, 7, dtype=torch.float64)
+    y = tk.mode_dot(x, m, 1)
+    y.mul_(2)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(found, 2 * m.sum(0).view(-1, *[1] * (x.ndim - 2)).expand_as(x))
+
+
 @pytest.mark.parametrize(
     ("shape", "mode", "rows"),
     [((64, 96, 200), 1, 32), ((5, 96, 3000), 1, 32), ((3000, 128), 1, 40), ((400, 64, 9), 1, 32), ((300, 5000), 0, 16)],

@@ -56,7 +56,11 @@ def restore(result, order, dtype):
     """The result for a tensor that `layout` laid out, in the tensor's own layout and type."""
     if result.dtype != dtype:
         result = result.to(dtype)
-    return result if isinstance(order, range) else result.permute([order.index(i) for i in range(len(order))])
+    if isinstance(order, range):
+        return result
+    view = result.permute([order.index(i) for i in range(len(order))])
+    # A tensor of its own: autograd forbids changing in place what a Function returns as a view.
+    return result.new_empty(0).set_(view.untyped_storage(), view.storage_offset(), view.shape, view.stride())
 
 
 @_operator
