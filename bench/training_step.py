@@ -3,8 +3,8 @@
     python bench/training_step.py [--models resnet18 vgg16] [--batch 32] [--ranks 0.5 0.25 0.125] [--threads 2]
 
 CIFAR shapes, channel modes, float32, channels-last, SGD. Ranks stay at the fraction, so that nothing drifts between
-repeats: they are given (`tol=None`), or in the rows with "tol" chosen by a tolerance, as by default, with the fraction as
-the smallest. Augmentation, core step and truncation all happen; the first, cold truncations happen in the warm-up. All
+repeats: they are given (`tol=None`), or in the row "tol" chosen by a tolerance, as by default, with the fraction as the
+smallest. Augmentation, core step and truncation all happen; the first, cold truncations happen in the warm-up. All
 candidates take turns in one process.
 
 "peak MiB" is what parameters, gradients, optimiser state and everything live during a step come to at most.

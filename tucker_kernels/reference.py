@@ -98,8 +98,8 @@ def _like(result, tensor):
     """The result in the memory format of the operand (contiguous, channels-last or any other permutation)."""
     order = dimension_order(tensor)
     inverse = [order.index(i) for i in range(len(order))]
-    # A clone, because `contiguous` keeps odd strides of size-one dimensions, and results do not depend on history. And one
-    # more, which keeps strides: autograd forbids changing in place what a Function returns as a view.
+    # A clone, because `contiguous` keeps odd strides of size-one dimensions, and results do not depend on history. And
+    # one more, which keeps strides: autograd forbids changing in place what a Function returns as a view.
     return result.permute(order).clone(memory_format=torch.contiguous_format).permute(inverse).clone()
 
 
