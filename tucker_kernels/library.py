@@ -16,8 +16,6 @@ from tucker_kernels.dispatch import implementation
 NAMESPACE = "tucker_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _functions: dict[str, Callable] = {}  # operator -> the differentiable function over the same arguments
-_kernels: dict[torch._ops.OpOverload, Callable] = {}  # operator -> its kernel, which is the same on every device
-_KINDS = {torch.Tensor, torch.nn.Parameter}
 
 # The guard torch's own Autograd kernels set around what they call; it has no public name.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -32,45 +30,8 @@ def call(operator, *args):
     """Calls an operator without asking its Autograd kernel: for `torch.autograd.Function`s, and under `no_grad`."""
     if torch.compiler.is_dynamo_compiling():  # the tracer knows no such guard, and pays no overhead
         return operator(*args)
-    function = _kernels[operator] if _unobserved(args) else operator
     with _below_autograd():
-        return function(*args)
-
-
-# Dispatch keys of a dense tensor on the CPU and of a thread without modes, outside and inside of `inference_mode`.
-_plain, _no_mode = set(), set()
-for _inference in (False, True):
-    with torch.inference_mode(_inference):
-        _plain.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
-        _no_mode.add(torch._C._dispatch_tls_local_include_set().raw_repr())
-
-
-def _unobserved(args):
-    """Whether torch's dispatcher would do nothing but call the CPU kernel: it costs as much as a small layer.
-
-    Not so for subclasses, for fake, batched or lazily negated tensors, under modes and transforms of any kind, and
-    under a profiler, which wants to see the operator.
-    """
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() in _no_mode
-        and not torch._C._len_torch_function_stack()
-        and not torch.autograd._profiler_enabled()
-        and _all_plain(args)
-    )
-
-
-def _all_plain(args):
-    for arg in args:
-        kind = type(arg)
-        if kind in _KINDS:
-            if torch._C._dispatch_keys(arg).raw_repr() not in _plain:
-                return False
-        elif kind in (list, tuple):
-            if not _all_plain(arg):
-                return False
-        elif isinstance(arg, torch.Tensor):
-            return False
-    return True
+        return operator(*args)
 
 
 def _needs_gradient(args):
@@ -124,7 +85,6 @@ def _define(schema, fake, device_of):
         with _below_autograd():
             return operator(*args)
 
-    _kernels[operator] = run
     _library.impl(name, run, "CPU")
     _library.impl(name, run, "CUDA")
     _library.impl(name, autograd, "Autograd")
