@@ -90,6 +90,7 @@ WRONG = {
         **dict.fromkeys(("capturable", "nesterov", "maximize"), BIAS["bias"]),
         "max_grad_norm": {TypeError: ("1",), ValueError: (0, -1, NAN)},
         "dampening": {TypeError: ("0",), ValueError: (NAN, -1)},
+        "lr": {ValueError: (NAN, -1, torch.tensor(NAN), torch.tensor(-1.0), torch.ones(2))},
         **TOL,
     },
 }

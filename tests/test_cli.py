@@ -188,6 +188,7 @@ def test_compress_leaves_dense_what_it_cannot_make_smaller(capsys):
         (["--nonsense"], ("--nonsense",)),
         (["--seed", str(2**64)], ("--seed", str(2**64), "integers from 0")),
         (["--threads", str(2**40)], ("--threads", "integers from 1")),
+        (["--out", ""], ("--out", "''", "folders")),
         (["--rank", "1e400"], ("--rank", "1e400", "fractions")),
         (["--resume", "--overwrite"], ("--overwrite", "--resume")),
     ],
@@ -201,6 +202,9 @@ def test_bad_options_are_one_sentence(capsys, arguments, words):
 def test_bad_files_are_one_sentence(capsys, tmp_path):
     folder = tmp_path / "mnist"
     assert "mnist does not exist" in refused(capsys, "train", "--data", "mnist", "--data-dir", folder, status=1)
+    file = tmp_path / "a file"
+    file.write_bytes(b"")
+    assert "a file is not a folder" in refused(capsys, "train", "--data", "mnist", "--data-dir", file, status=1)
     folder.mkdir()
     assert "train-images-idx3-ubyte.gz" in refused(capsys, "train", "--data", "mnist", "--data-dir", folder, status=1)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\x03")[:-3])

@@ -60,8 +60,10 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     else:
         got = repr(base) if isinstance(base, type) else type(base).__name__
         raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {got}")
-    if not isinstance(lr, torch.Tensor):
-        number("lr", lr, "numbers from 0 on", _not_negative)
+    if isinstance(lr, torch.Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr has shape {tuple(lr.shape)}; allowed are numbers from 0 on, or a tensor of one")
+    if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu":  # a device would have to be waited for
+        number("lr", float(lr) if isinstance(lr, torch.Tensor) else lr, "numbers from 0 on", _not_negative)
     number("momentum", momentum, "numbers from 0 on", _not_negative)
     number("weight_decay", weight_decay, "numbers from 0 on", _not_negative)
     for name in {"nesterov", "maximize"} & set(options):

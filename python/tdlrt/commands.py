@@ -107,7 +107,7 @@ def train_command(
     dtype: Annotated[str, option("Of all weights.", RUN, one_of(("float32", "float64")))] = Config.dtype,
     threads: Annotated[int | None, option("CPU threads.", RUN, at_least(1), default="torch's choice")] = None,
     out: Annotated[
-        Path | None, option("Folder for everything that is written.", RUN, metavar="DIR", default="runs/DATA")
+        Path | None, option("Folder for everything that is written.", RUN, options.folder, default="runs/DATA")
     ] = None,
     checkpoint_every: Annotated[
         int | None, option("Also write a checkpoint every so many steps.", RUN, at_least(1), default="never")
@@ -292,7 +292,7 @@ def _report(run):
 def compress(
     context: typer.Context,
     file: CheckpointArgument,
-    out: Annotated[Path, option("Folder for the new run.", RUN, metavar="DIR")],
+    out: Annotated[Path, option("Folder for the new run.", RUN, options.folder)],
     tol: Annotated[
         float | None, option("Relative error of each weight.", RANKS, options.below_one, default=0.3)
     ] = None,

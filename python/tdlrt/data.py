@@ -99,7 +99,7 @@ def load(name, data_dir=None):
         raise ValueError(f"data_dir is missing; {name} is read from a folder that you name")
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist")
+        raise DataError(f"the data folder {folder} {'is not a folder' if folder.exists() else 'does not exist'}")
     return {"mnist": mnist, "cifar10": cifar10}[name](folder)
 
 

@@ -1,6 +1,7 @@
 """Options of the `tdlrt` command: how their texts are read, and what is said of a wrong one."""
 
 import math
+from pathlib import Path
 
 import torch
 import typer
@@ -40,6 +41,12 @@ def parser(metavar):
 
 def refuse(text, allowed):
     raise typer.BadParameter(f"{text!r} is not allowed; allowed are {allowed}.")
+
+
+@parser("DIR")
+def folder(text):
+    """A folder; an empty text, as an unset variable leaves it, would be the current one."""
+    return Path(text) if text.strip() else refuse(text, "names of folders; the current one is .")
 
 
 def one_of(names):
