@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from emu import device as emulated
 
 import tucker_kernels as tk
 from tucker_kernels import dispatch
-from tucker_kernels.dispatch import DEVICES, NAMES, ORDER, chosen, implementation, implements
+from tucker_kernels.dispatch import DEVICES, NAMES, ORDER, _log_refusal, chosen, implementation, implements
 from tucker_kernels.native import CALLED, MAX_MODES, native_module
 
 X, M = torch.ones(2, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
@@ -190,3 +191,18 @@ def test_what_is_called_in_the_compiled_module_is_checked():
     called |= {f"{name}_cpu" for name in re.findall(r'\brun\("(\w+)"', (package / "tables.py").read_text())}
     assert called | {"cpu_isa"} == set(CALLED)
     assert native_module()[0].max_modes == MAX_MODES
+
+
+@pytest.mark.parametrize("back_end", ["cpu", "cuda"])
+def test_a_core_of_too_many_modes_goes_elsewhere_and_that_is_said(back_end, monkeypatch, caplog):
+    if back_end == "cuda":
+        emulated.install(monkeypatch)
+    _log_refusal.cache_clear()
+    core = torch.randn((2,) * (MAX_MODES + 1), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.INFO, "tucker_kernels"):
+        (new,), (projections,), _, error = tk.hosvd_truncate([core], tol=0.5)
+    text = f"hosvd_truncate does not go to back end {back_end}: 9 modes, and the kernel takes 8"
+    assert text in [record.getMessage() for record in caplog.records]
+    back = tk.multi_mode_dot(new, projections)
+    assert float(error) == pytest.approx(float((core - back).norm() / core.norm()), rel=1e-9)
+    assert 0 < float(error) <= 0.5

@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from tucker_kernels.native import native_module
+from tucker_kernels.reference import mode_order
 
 _C, _ = native_module()  # `backends()` says why it is None
 PATHS = ("chain", "fused", "reconstruct")
@@ -234,7 +235,8 @@ def _products(changes, factored):
     """Multiply-adds of a chain of products, each changing a mode's size from the first to the second."""
     sizes, total = [before for before, _ in changes], 0
     multiplied = [i for i, has_factor in enumerate(factored) if has_factor]
-    for i in sorted(multiplied, key=lambda i: 1 / max(changes[i][0], 1) - 1 / max(changes[i][1], 1)):
+    for k in mode_order(sizes, [changes[i][::-1] for i in multiplied], multiplied, False):
+        i = multiplied[k]
         total += math.prod(sizes) * changes[i][1]
         sizes[i] = changes[i][1]
     return total

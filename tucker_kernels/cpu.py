@@ -24,7 +24,7 @@ def run(name, table, tensors, *arguments):
 
 
 for _name, _operator in tables.OPERATORS.items():
-    implements("cpu", _name)(functools.partial(_operator, run))
+    implements("cpu", _name, tables.REFUSALS.get(_name))(functools.partial(_operator, run))
 
 
 @implements("cpu")

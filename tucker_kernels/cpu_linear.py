@@ -7,6 +7,7 @@ import torch
 
 from tucker_kernels.dispatch import implements
 from tucker_kernels.native import CODES, MAX_MODES, native_module, widened
+from tucker_kernels.tables import pad
 
 _C, _ = native_module()
 
@@ -26,10 +27,9 @@ def _addresses(*tensors):
 
 def _layer(input, core, factors, out_modes):
     """tk_linear (csrc/include/tucker_kernels.h), the number of rows, and the mode sizes."""
-    ranks, count, rows = core.shape, core.ndim, math.prod(input.shape[:-1])
+    ranks, rows = core.shape, math.prod(input.shape[:-1])
     sizes = [r if factor is None else factor.shape[0] for r, factor in zip(ranks, factors)]
-    pad = [0] * (MAX_MODES - count)
-    layer = [rows, out_modes, count, *sizes, *pad, *ranks, *pad, *_addresses(core, *factors), *pad]
+    layer = [rows, out_modes, core.ndim, *pad(sizes), *pad(ranks), *_addresses(core), *pad(_addresses(*factors))]
     return array("q", layer), rows, sizes
 
 
@@ -64,8 +64,7 @@ def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need):
         dy.new_empty(dy.shape[-1]) if need_bias else None,
         *(torch.empty_like(u) if wanted and u is not None else None for u, wanted in zip(us, need_factors)),
     ]
-    gradients = array("q", _addresses(*found))
-    gradients.extend([0] * (MAX_MODES - len(us)))
+    gradients = array("q", [*_addresses(*found[:3]), *pad(_addresses(*found[3:]))])
     _C.tucker_linear_backward_cpu(
         *(CODES[x.dtype], layer.buffer_info()[0], *_addresses(dy, x, z, t)),
         *(gradients.buffer_info()[0], torch.get_num_threads()),

@@ -64,7 +64,7 @@ def _within_limits(name, *arguments):
 
 
 for _name in tables.OPERATORS:
-    implements("cuda", _name)(functools.partial(_within_limits, _name))
+    implements("cuda", _name, tables.REFUSALS.get(_name))(functools.partial(_within_limits, _name))
 
 
 @implements("cuda")

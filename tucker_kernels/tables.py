@@ -18,6 +18,15 @@ from tucker_kernels.native import MAX_MODES, widened
 OPERATORS: dict[str, Callable] = {}
 
 
+def refuse_truncation(cores, *_):
+    """Why the compiled kernels cannot take the arguments of `hosvd_truncate`, or nothing."""
+    most = max(c.ndim for c in cores)
+    return f"{most} modes, and the kernel takes {MAX_MODES}" if most > MAX_MODES else ""
+
+
+REFUSALS = {"hosvd_truncate": refuse_truncation}
+
+
 def _operator(function):
     OPERATORS[function.__name__] = function
     return function
@@ -133,9 +142,6 @@ def tangent_basis(run, bases, directions):
 
 @_operator
 def hosvd_truncate(run, cores, modes, tol, min_ranks, max_ranks, per_mode):
-    width = max(c.ndim for c in cores)
-    if width > MAX_MODES:
-        return reference.hosvd_truncate(cores, modes, tol, min_ranks, max_ranks, per_mode)
     cores = _contiguous(cores)
     new = [torch.empty_like(c) for c in cores]
     projections, table, start = [], [], 0
@@ -146,6 +152,7 @@ def hosvd_truncate(run, cores, modes, tol, min_ranks, max_ranks, per_mode):
         projections += own
         table += (*_addresses(core, truncated), core.ndim, *pad(core.shape), *pad(modes[here]))
         table += (*pad(min_ranks[here]), *pad(max_ranks[here]), *pad(_addresses(*own)))
+    width = max(c.ndim for c in cores)
     ranks = cores[0].new_empty(len(cores), width, dtype=torch.int64)
     errors = cores[0].new_empty(len(cores), dtype=torch.float64)
     bounds = array.array("d", tol)
