@@ -137,6 +137,20 @@ class TuckerConv(Operator):
         return *(g if n else None for g, n in zip(grads, need)), None, None, None, None, None
 
 
+def _recomputed(function, operands, wanted, grads):
+    """Vector-Jacobian products with `grads` of function(*operands), run again; None for operands not wanted."""
+    places = [i for i, needed in enumerate(wanted) if needed]
+
+    def of_wanted(*given):
+        values = list(operands)
+        for i, value in zip(places, given):
+            values[i] = value
+        return function(*values)
+
+    found = dict(zip(places, torch.func.vjp(of_wanted, *(operands[i] for i in places))[1](grads)))
+    return [found.get(i) for i in range(len(operands))]
+
+
 class TuckerConvBackward(Operator):
     """The fused backward of `TuckerConv`. Its own derivative recomputes it in plain torch and differentiates that."""
 
@@ -152,17 +166,12 @@ class TuckerConvBackward(Operator):
 
     @staticmethod
     def backward(ctx, *grads):
-        operands = ctx.saved_tensors
-        places = [i for i, place in enumerate((0, 1, 4, 5, 6)) if ctx.needs_input_grad[place]]
-
-        def gradients(*wanted):
-            given = dict(zip(places, wanted))
-            grad, input, *weights = (given.get(i, x) for i, x in enumerate(operands))
+        def gradients(grad, input, *weights):
             none = input.new_empty(0)
             return tuple(reference.tucker_conv_backward(grad, input, none, none, *weights, *ctx.how))
 
-        found = dict(zip(places, torch.func.vjp(gradients, *(operands[i] for i in places))[1](grads)))
-        d_grad, d_input, *d_weights = (found.get(i) for i in range(5))
+        wanted = [ctx.needs_input_grad[place] for place in (0, 1, 4, 5, 6)]
+        d_grad, d_input, *d_weights = _recomputed(gradients, ctx.saved_tensors, wanted, grads)
         return d_grad, d_input, None, None, *d_weights, None, None, None, None, None
 
 
@@ -211,20 +220,15 @@ class TuckerLinearBackward(Operator):
 
     @staticmethod
     def backward(ctx, *grads):
-        operands = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        places = [i for i, need in enumerate((needs[0], needs[3], *needs[6:])) if need]
-
-        def gradients(*wanted):
-            given = dict(zip(places, wanted))
-            grad, input, core, *factors = (given.get(i, x) for i, x in enumerate(operands))
+        def gradients(grad, input, core, *factors):
             _, z, t = reference.tucker_linear_forward(input, core, factors, None, ctx.out_modes, True)
             saved = (input, z, t, core, factors)
             *found, d_factors = reference.tucker_linear_backward(grad, *saved, ctx.out_modes, ctx.need)
             return *found, *d_factors
 
-        found = dict(zip(places, torch.func.vjp(gradients, *(operands[i] for i in places))[1](grads)))
-        d_grad, d_input, *d_weights = (found.get(i) for i in range(len(operands)))
+        needs = ctx.needs_input_grad
+        wanted = (needs[0], needs[3], *needs[6:])
+        d_grad, d_input, *d_weights = _recomputed(gradients, ctx.saved_tensors, wanted, grads)
         return d_grad, None, None, d_input, None, None, *d_weights
 
 
