@@ -13,6 +13,8 @@ from tensorly.decomposition import partial_tucker
 from tensorly.tenalg import multi_mode_dot
 from torch import nn
 
+import tucker_kernels as tk
+
 CONVOLUTIONS = [
     (tdlrt.TuckerConv1d, nn.Conv1d, (12,)),
     (tdlrt.TuckerConv2d, nn.Conv2d, (9, 8)),
@@ -127,12 +129,27 @@ def test_from_dense_keeps_the_tolerance(tol, modes):
         assert layer.ranks[0] < 20
 
 
-def test_from_dense_at_ranks_is_nearly_the_best():
+@pytest.mark.parametrize("method", ["hosvd", "hooi"])
+@pytest.mark.parametrize("sizes", [(9, 7), (5, 60), (60, 5)])
+def test_from_dense_at_ranks_is_nearly_the_best(sizes, method):
     torch.manual_seed(4)
-    dense = nn.Linear(9, 7).double()
-    layer = tdlrt.TuckerLinear.from_dense(dense, ranks=3)
+    dense = nn.Linear(*sizes).double()
+    layer = tdlrt.TuckerLinear.from_dense(dense, ranks=3, method=method)
     best = torch.linalg.svdvals(dense.weight)[3:].norm()  # Eckart–Young
     assert torch.linalg.vector_norm(layer.weight - dense.weight) <= best * (1 + 1e-10)
+    assert tdlrt.orthogonality_error(layer) < 1e-14
+
+
+def test_a_mode_longer_than_all_others_together_costs_no_square_of_it(monkeypatch):
+    torch.manual_seed(4)
+    dense = nn.Conv2d(2, 300, (3, 1)).double()
+    largest = []
+    truncate = tk.hosvd_truncate
+    monkeypatch.setattr(tk, "hosvd_truncate", lambda cores, **rest: largest.append(cores) or truncate(cores, **rest))
+    layer = tdlrt.TuckerConv2d.from_dense(dense, tol=1e-3, method="hooi")
+    assert layer.ranks == (6, 2, 3, 1)
+    assert relative_error(layer, dense) < 1e-14
+    assert max(max(core.shape) for cores in largest for core in cores) == 6
 
 
 def relative_error(layer, dense):

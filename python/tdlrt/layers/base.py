@@ -166,12 +166,17 @@ class TuckerLayer(nn.Module):
             return work.new_empty(bounds["ranks"]), [work.new_empty(size) if i in modes else None for i, size in sizes]
         if work.dtype not in (torch.float32, torch.float64):
             work = work.float()
+        mode, Q, work = shortened(work, modes)
         work = work.contiguous()
         (core,), (projections,), found, _ = tk.hosvd_truncate([work], modes=modes, **bounds)
         found = found[0].tolist()
         core = core[tuple(slice(0, r) for r in found)].contiguous()
         factors = [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, found)]
-        return (core, factors) if method == "hosvd" else hooi(work, core, factors)
+        if method == "hooi":
+            core, factors = hooi(work, core, factors)
+        if Q is not None:
+            factors[mode] = Q @ factors[mode]
+        return core, factors
 
     def extra_repr(self):
         return f"weight={self.weight_shape}, ranks={self.ranks}, modes={self.modes}, bias={self.bias is not None}"
@@ -191,6 +196,19 @@ def replace_data(parameter, data):
         parameter.grad = None
         parameter.data = torch.empty(0, dtype=other, device=data.device)
     parameter.data = data
+
+
+def shortened(tensor, modes):
+    """(mode, Q, smaller) with tensor = smaller ×_mode Q and orthonormal Q, for one of `modes` that is longer than all
+    others together, as the rows of an embedding are; (None, None, tensor) where there is none.
+
+    Its factor lies in the span of Q, so nothing is lost, and no matrix of that mode's size squared is formed.
+    """
+    mode = next((m for m in modes if tensor.shape[m] ** 2 > tensor.numel()), None)
+    if mode is None:
+        return None, None, tensor
+    Q, R = torch.linalg.qr(tk.unfold(tensor, mode))
+    return mode, Q, tk.fold(R, mode, [R.shape[0] if i == mode else n for i, n in enumerate(tensor.shape)])
 
 
 def hooi(tensor, core, factors, most_sweeps=10):
