@@ -105,6 +105,12 @@ def tucker_conv(
             ranks that move to and fro do not make the path do the same.
 
     Returns: (batch, C_out, *output size). Half precisions are accepted. Differentiable to any order.
+
+    >>> x, core, factors = torch.randn(2, 6, 9, 9), torch.randn(4, 3, 3, 3), [torch.randn(8, 4), torch.randn(6, 3)]
+    >>> y = tk.tucker_conv(x, core, [*factors, None, None], stride=2, padding=1)
+    >>> weight = tk.multi_mode_dot(core, factors)
+    >>> torch.allclose(y, torch.conv2d(x, weight, stride=2, padding=1), atol=1e-3)
+    True
     """
     validation.tensor("core", core)
     stride, padding, dilation = _conv_geometry(input, core, stride, padding, dilation)

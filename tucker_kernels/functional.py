@@ -55,6 +55,10 @@ def mode_dot(tensor: Tensor, matrix: Tensor, mode: int, transpose: bool = False)
 
     Returns: the tensor with dimension `mode` replaced by `rows`. Half precisions are accepted. Differentiable to any
     order. Source: Kolda & Bader 2009, section 2.5.
+
+    >>> tk.mode_dot(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 1.0]]), mode=1)     # sums of rows
+    tensor([[3.],
+            [7.]])
     """
     validation.tensor("tensor", tensor)
     mode = validation.mode("mode", mode, tensor.ndim)
@@ -94,6 +98,11 @@ def multi_mode_dot(
 
     Returns: the tensor with each of these dimensions replaced by the rows of its matrix. Half precisions are accepted.
     Differentiable to any order.
+
+    >>> tk.multi_mode_dot(torch.ones(2, 3, 4), [torch.ones(1, 2), None, torch.ones(1, 4)])
+    tensor([[[8.],
+             [8.],
+             [8.]]])
     """
     validation.tensor("tensor", tensor)
     chosen = validation.sequence("matrices", matrices)
@@ -167,6 +176,13 @@ def tangent_basis(bases: Sequence[Tensor], directions: Sequence[Tensor]) -> tupl
         int64 tensor on the device; −1 marks a problem with a NaN or Inf, whose V is zero. Not differentiable.
 
     Source: block Gram–Schmidt with reorthogonalisation; Giraud, Langou, Rozložník & van den Eshof 2005.
+
+    >>> U, D = torch.tensor([[1.0], [0.0], [0.0]]), torch.tensor([[5.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
+    >>> (V,), counts = tk.tangent_basis([U], [D])               # the second direction lies in U
+    >>> V.abs(), counts
+    (tensor([[0., 0.],
+            [1., 0.],
+            [0., 0.]]), tensor([1]))
     """
     validation.matrices("bases", bases)
     validation.matrices("directions", directions)
@@ -213,6 +229,13 @@ def hosvd_truncate(
         Not differentiable.
 
     Source: De Lathauwer, De Moor & Vandewalle, "A multilinear singular value decomposition", 2000.
+
+    >>> core = torch.diag(torch.tensor([4.0, 3.0, 0.5]))
+    >>> (new,), ((P, Q),), ranks, error = tk.hosvd_truncate([core], tol=0.2)
+    >>> ranks, bool(torch.allclose(error, torch.tensor(0.5 / 25.25**0.5).double()))
+    (tensor([[2, 2]]), True)
+    >>> torch.allclose(P @ new @ Q.T, torch.diag(torch.tensor([4.0, 3.0, 0.0])), atol=1e-5)
+    True
     """
     cores = validation.sequence("cores", cores, "tensors")
     if not cores:

@@ -34,6 +34,10 @@ def tucker_linear(
             (fewest operations).
 
     Returns: (..., n_out). Half precisions are accepted. Differentiable to any order.
+
+    >>> x, C, U, V = torch.randn(5, 6), torch.randn(3, 2), torch.randn(8, 3), torch.randn(6, 2)
+    >>> torch.allclose(tk.tucker_linear(x, C, [U, V]), x @ (U @ C @ V.T).T, atol=1e-4)
+    True
     """
     validation.tensor("core", core)
     if core.ndim < 2:

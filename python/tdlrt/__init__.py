@@ -3,7 +3,7 @@
 >>> import tdlrt
 >>> model = tdlrt.tuckerize(model, ranks=0.5)
 >>> optimizer = tdlrt.TDLRT(model, lr=0.05, momentum=0.9, tol=0.1)
->>> loss.backward(); optimizer.step(); optimizer.zero_grad()
+>>> criterion(model(x), y).backward(); optimizer.step(); optimizer.zero_grad()
 """
 
 from tdlrt.adapters import adapt, adapter_state_dict, merge

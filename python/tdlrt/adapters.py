@@ -2,7 +2,7 @@
 
 >>> model = tdlrt.adapt(model, ranks=8)
 >>> optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.1)
->>> loss.backward(); optimizer.step(); optimizer.zero_grad()
+>>> criterion(model(x), y).backward(); optimizer.step(); optimizer.zero_grad()
 >>> model = tdlrt.merge(model)               # plain layers again
 """
 
@@ -41,6 +41,10 @@ def adapt(
 
     What gets no adapter is logged at level INFO with the reason; `tdlrt.plan(model, min_features=8)` returns the same
     list.
+
+    >>> model = tdlrt.adapt(torch.nn.Sequential(torch.nn.Linear(64, 32)), ranks=2)
+    >>> sum(p.numel() for p in model.parameters() if p.requires_grad)       # 32·2 + 2·2 + 64·2
+    196
     """
 
     def adapter(layer, ranks):
@@ -70,8 +74,12 @@ def merge(model: Model) -> Model:
 def adapter_state_dict(model: torch.nn.Module) -> dict[str, Any]:
     """The part of `model.state_dict()` that belongs to adapters: small, and loaded with `strict=False`.
 
+    >>> model = tdlrt.adapt(torch.nn.Sequential(torch.nn.Linear(64, 32)), ranks=2)
     >>> torch.save(tdlrt.adapter_state_dict(model), "adapter.pt")
-    >>> tdlrt.adapt(fresh_model).load_state_dict(torch.load("adapter.pt"), strict=False)
+    >>> again = tdlrt.adapt(torch.nn.Sequential(torch.nn.Linear(64, 32)))
+    >>> again.load_state_dict(torch.load("adapter.pt"), strict=False)
+    >>> tdlrt.ranks(again)
+    {'0.delta': (2, 2)}
     """
     check_module(model)
     names = [n for n, m in model.named_modules() if isinstance(m, TuckerAdapter)]

@@ -157,6 +157,10 @@ def tuckerize(
         embeddings: whether `nn.Embedding`s are replaced too (`TuckerEmbedding`).
 
     What stays dense is logged at level INFO with the reason; `tdlrt.plan` lists those that no `ranks` or `tol` changes.
+
+    >>> model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Flatten(), nn.Linear(32, 64), nn.Linear(64, 10))
+    >>> tdlrt.ranks(tdlrt.tuckerize(model, ranks=0.5))          # a side of ten is below min_features
+    {'0': (16, 8, 3, 3), '2': (16, 16)}
     """
     if ranks is not None and tol is not None:
         raise ValueError(f"give either ranks or tol: ranks is {shown(ranks)} and tol is {shown(tol)}")
@@ -257,6 +261,13 @@ def to_sequential(model: Model) -> Model:
 
     Adapters are merged: a sum is no chain. `nn.TransformerEncoderLayer`s leave their inference fast path, which reads
     the weight of one dense layer.
+
+    >>> tdlrt.to_sequential(tdlrt.TuckerLinear(20, 30, ranks=4))
+    Sequential(
+      (0): Linear(in_features=20, out_features=4, bias=False)
+      (1): Linear(in_features=4, out_features=4, bias=False)
+      (2): Linear(in_features=4, out_features=30, bias=True)
+    )
     """
     return _keep_off_fast_path(_convert(model, lambda layer: layer.to_sequential()))
 

@@ -78,6 +78,15 @@ class TDLRT(torch.optim.Optimizer):
 
     Source: Zangrando, Schotthöfer, Ceruti, Kusch & Tudisco, "Geometry-aware training of factorized layers in tensor
     Tucker format", arXiv 2305.19059.
+
+    >>> model = torch.nn.Sequential(tdlrt.TuckerLinear(20, 30, ranks=8), torch.nn.Tanh(), torch.nn.Linear(30, 1))
+    >>> optimizer = tdlrt.TDLRT(model, lr=0.1, momentum=0.9, tol=0.3)
+    >>> for x in torch.randn(30, 64, 20):
+    ...     optimizer.zero_grad()
+    ...     (model(x) - x.mean(1, keepdim=True)).square().mean().backward()
+    ...     optimizer.step()
+    >>> max(tdlrt.ranks(model)["0"]) < 8
+    True
     """
 
     def __init__(
