@@ -117,51 +117,7 @@ bool FixedRanks<T>::step(int64_t mode, T* rows) {
       }
     gram_strip<T>(n, r, pieces * run, heads, 1, n, false, strip);
   }
-  tangent_[mode] = std::make_unique<Buffer<T>>((n - r) * r);
-  return orthogonal_iteration<T>(n, r, strip, rows, *tangent_[mode], found_[mode]);
-}
-
-// Mode by mode; a mode with head H and tail E loses |(I + XXᵀ)^(−1/2) (E − X H)|². Some 256 columns at a time
-// are gathered and stay in the second-level cache for both products.
-template <class T>
-std::vector<T, Uninitialised<T>> FixedRanks<T>::project_and_measure(const std::unique_ptr<Buffer<T>>* rows) {
-  constexpr int64_t chunk = 256;
-  const auto copy = simd<T>().copy;
-  std::vector<T, Uninitialised<T>> result;
-  const T* from = core_;
-  int64_t outer = 1;
-  lost_ = 0;
-  for (int64_t mode = 0; mode < modes_; outer *= rank_[mode++]) {
-    if (!cut(mode)) continue;
-    const int64_t n = shape_[mode], r = rank_[mode], rest = n - r;
-    const int64_t inner = product(shape_ + mode + 1, shape_ + modes_), piece = std::min(inner, chunk),
-                  group = std::min(outer, (chunk + inner - 1) / inner);
-    const T* x = *tangent_[mode];
-    Buffer<T> head(n * group * piece), turned(r * group * piece);
-    std::vector<T, Uninitialised<T>> next(outer * r * inner);
-    for (int64_t o = 0; o < outer; o += group)
-      for (int64_t i = 0; i < inner; i += piece) {
-        const int64_t count = std::min(group, outer - o), size = std::min(piece, inner - i),
-                      width = count * size;
-        T* tail = head + r * width;
-        if (inner == 1)
-          transpose(count, n, from + o * n, n, head.data(), width);
-        else
-          for (int64_t k = 0; k < n; ++k)
-            copy(count, size, from + (o * n + k) * inner + i, n * inner, head + k * width, size);
-        multiply<T>(r, width, n, 1, *rows[mode], n, 1, head, width, 1, 0, turned, width);
-        if (inner == 1)
-          transpose(r, count, turned.data(), width, next.data() + o * r, r);
-        else
-          for (int64_t k = 0; k < r; ++k)
-            copy(count, size, turned + k * width, size, next.data() + (o * r + k) * inner + i, r * inner);
-        multiply<T>(rest, width, r, -1, x, r, 1, head, width, 1, 1, tail, width);
-        lost_ += simd<T>().sum_squares(rest * width, tail);
-      }
-    result.swap(next);
-    from = result.data();
-  }
-  return result;
+  return orthogonal_iteration<T>(n, r, strip, rows, found_[mode]);
 }
 
 template <class T>
@@ -236,7 +192,6 @@ bool FixedRanks<T>::small_tangents() const {
 
 template <class T>
 double FixedRanks<T>::squared_error() const {
-  if (lost_ >= 0) return lost_;
   double sum = many_;
   for (int64_t i = 0; i < modes_; ++i)
     if (cut(i)) sum += residual(i);

@@ -3,10 +3,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <vector>
 
-#include "core/scratch.h"
 #include "cpu/orthogonal_iteration.h"
 #include "tucker_kernels.h"
 
@@ -30,11 +27,6 @@ class FixedRanks {
   bool optimal() const;
   // |C − C ×_i P_i P_iᵀ|², or −1 where it is not known to within two percent.
   double squared_error() const;
-  // Whether every X is so small that (I + XXᵀ)^(−1/2) hardly changes what is left of a tail.
-  bool small_tangents() const;
-  // C ×_i P_iᵀ for the rows that the steps gave (one pointer per mode). With small tangents the squared error
-  // is known from then on. At least one mode is cut.
-  std::vector<T, Uninitialised<T>> project_and_measure(const std::unique_ptr<Buffer<T>>* rows);
 
  private:
   double in_tails() const;              // energy of everything that lies in some tail
@@ -43,6 +35,8 @@ class FixedRanks {
   // what other modes' steps bring into a single one.
   double drift() const;
   double error_drift() const;  // bound on the same for the root of what is lost in all
+  // Whether every X is so small that (I + XXᵀ)^(−1/2) hardly changes what is left of a tail.
+  bool small_tangents() const;
 
   const T* core_;
   int64_t modes_;
@@ -52,8 +46,6 @@ class FixedRanks {
   double single_[TK_MAX_MODES] = {};  // in the tail of mode i and the heads of all others
   double many_ = 0;                   // in the tails of at least two modes
   OrthogonalIteration found_[TK_MAX_MODES] = {};
-  std::unique_ptr<Buffer<T>> tangent_[TK_MAX_MODES];  // X of each step
-  double lost_ = -1;                                  // |C − C ×_i P_i P_iᵀ|², once it was measured
 };
 
 }  // namespace tk

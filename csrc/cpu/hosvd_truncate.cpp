@@ -7,11 +7,11 @@
 // one problem per thread and the dearest first: norms, then the vectors of every (core, combined mode), then
 // products and the error of every core. Numerics: float64 Gram matrices where the tolerance leaves them room
 // (they square singular values), QR and Jacobi of the unfolding otherwise; products in T. The error is
-// sqrt(|C|² − |C'|²) where that difference is far above the rounding of C' and the norm of the explicit
-// residual otherwise. Given ranks of a float32 core whose energy lies in its leading corner, as after a small
-// step in training, take no solve at all: one orthogonal iteration per mode gives the subspaces, held to the
-// same bound (fixed_ranks.cpp), and the error comes from its blocks, or is measured while they are applied.
-// Results do not depend on the number of threads.
+// sqrt(|C|² − |C'|²) where that difference is far above the rounding of C', and is measured while the
+// projections are applied otherwise. Given ranks of a float32 core whose energy lies in its leading corner,
+// as after a small step in training, take no solve at all: one orthogonal iteration per mode gives the
+// subspaces, held to the same bound (fixed_ranks.cpp), and the error comes from its blocks where they know
+// it. Results do not depend on the number of threads.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -27,6 +27,7 @@
 #include "cpu/linalg.h"
 #include "cpu/mode_product.h"
 #include "cpu/problems.h"
+#include "cpu/projection.h"
 
 namespace tk {
 namespace {
@@ -41,10 +42,10 @@ constexpr double smallest_single_tolerance = 1e-2;
 
 template <class T>
 struct Limits {
-  // |C|² − |C'|² is taken for the squared error only above this part of |C|². Where one entry of C' holds
-  // most of the energy, its rounding (four products) moves |C'|² by 20 u; the error is still right to 1e-3 of
-  // itself.
-  static constexpr double plain_difference = std::is_same_v<T, float> ? 1e-3 : 1e-11;
+  // |C|² − |C'|² is taken for the squared error only where a mode discards more than this part of |C|². Where
+  // one entry of C' holds most of the energy, its rounding (four products) moves |C'|² by 20 u; the error is
+  // still right to 1e-3 of itself.
+  static constexpr double plain_difference = std::is_same_v<T, float> ? 2e-3 : 2e-11;
 };
 
 int64_t product(const int64_t* begin, const int64_t* end) {
@@ -64,6 +65,7 @@ struct Truncation {
   int64_t d, tail;                  // modes; the first of the trailing modes that are done together
   int64_t rank[TK_MAX_MODES];
   std::unique_ptr<Buffer<T>> vectors[TK_MAX_MODES];  // P_iᵀ, rank × shape; none: the identity
+  double discarded[TK_MAX_MODES] = {};               // energy outside them, to rounding of the Gram matrix
   std::unique_ptr<FixedRanks<T>> steps;              // one orthogonal iteration per mode instead of solves
 
   explicit Truncation(const tk_hosvd_truncate_problem& problem)
@@ -141,9 +143,10 @@ struct Truncation {
         if (truncates(mode)) vectors_of_unfolding(mode);
       return;
     }
-    const double least = vectors_of_gram(group, end, exact);
-    if (!exact && bound < 0 && least < smallest_single_tolerance * smallest_single_tolerance * energy)
-      vectors_of_gram(group, end, true);
+    vectors_of_gram(group, end, exact);
+    const double visible = smallest_single_tolerance * smallest_single_tolerance * energy;
+    for (int64_t mode = group; mode < end && !exact && bound < 0; ++mode)
+      if (rank[mode] < p.shape[mode] && discarded[mode] < visible) return vectors_of_gram(group, end, true);
   }
 
   bool stepped_well() const {
@@ -156,13 +159,12 @@ struct Truncation {
     const int64_t n = p.shape[mode], outer = product(p.shape, p.shape + mode), inner = size() / outer / n;
     Buffer<double> unfolded(size()), rows(n * n);
     unfold(core, outer, n, inner, unfolded.data());
-    store(mode, leading_singular_vectors(n, outer * inner, unfolded, rule(mode), rows), rows);
+    store(mode, leading_singular_vectors(n, outer * inner, unfolded, rule(mode), rows, &discarded[mode]),
+          rows);
   }
 
-  // Returns the least energy that one of the group's modes discards, among those that discard any.
-  double vectors_of_gram(int64_t group, int64_t end, bool in_float64) {
+  void vectors_of_gram(int64_t group, int64_t end, bool in_float64) {
     const int64_t width = product(p.shape + group, p.shape + end);
-    double least = energy, discarded;
     Buffer<double> whole(width * width), own(width * width), rows(width * width);
     mode_gram(core, product(p.shape, p.shape + group), width, product(p.shape + end, p.shape + d), in_float64,
               whole);
@@ -180,10 +182,8 @@ struct Truncation {
                 own[a * n + b] += whole[((o * n + a) * after + i) * width + (o * n + b) * after + i];
         matrix = own;
       }
-      store(mode, leading_eigenvectors(n, matrix, rule(mode), !in_float64, rows, &discarded), rows);
-      if (rank[mode] < n) least = std::min(least, discarded);
+      store(mode, leading_eigenvectors(n, matrix, rule(mode), !in_float64, rows, &discarded[mode]), rows);
     }
-    return least;
   }
 
   // The combined projection of a group, P_aᵀ ⊗ P_bᵀ …, rows × width; empty where nothing is truncated.
@@ -212,41 +212,43 @@ struct Truncation {
     if (!mode_product.run(x, y.data(), 1)) throw std::bad_alloc();
   }
 
-  // x ×_groups matrices, from the shape to the ranks or back.
-  Values apply(const T* x, bool expand) const {
+  // C ×_groups projections; where `lost` is given, with |C − C ×_i P_i P_iᵀ|² in it.
+  Values project(double* lost) const {
     const int64_t count = groups();
     int64_t from[TK_MAX_MODES], to[TK_MAX_MODES], order[TK_MAX_MODES];
     for (int64_t g = 0; g < count; ++g) {
       const int64_t end = g < tail ? g + 1 : d;
       from[g] = product(p.shape + g, p.shape + end);
       to[g] = product(rank + g, rank + end);
-      if (expand) std::swap(from[g], to[g]);
       order[g] = g;
     }
+    const T* x = core;
     Values result;
-    // The mode that shrinks most comes first (grows least, when expanding).
+    // The mode that shrinks most comes first.
     std::stable_sort(order, order + count, [&](int64_t a, int64_t b) {
       return 1.0 / to[a] - 1.0 / from[a] > 1.0 / to[b] - 1.0 / from[b];
     });
+    if (lost) *lost = 0;
     for (int64_t k = 0; k < count; ++k) {
       const int64_t g = order[k], n = from[g], rows = to[g];
       const Values matrix = combined(g);
       if (matrix.empty()) continue;
       const int64_t outer = product(from, from + g), inner = product(from + g + 1, from + count);
       Values y(outer * rows * inner);
-      multiply_mode({outer, n, inner, rows, matrix.data(), expand ? 1 : n, expand ? rows : 1}, x, y);
+      if (lost)
+        *lost += project_and_measure(outer, n, inner, rows, matrix.data(), x, y.data());
+      else
+        multiply_mode({outer, n, inner, rows, matrix.data(), n, 1}, x, y);
       result.swap(y);
       x = result.data();
       from[g] = rows;
     }
-    if (result.empty()) result.assign(x, x + product(from, from + count));
+    if (result.empty()) result.assign(x, x + size());
     return result;
   }
 
-  // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it. Returns
-  // whether it had to.
-  bool make_feasible(Values& small) {
-    bool changed = false;
+  // Cuts every rank that exceeds the product of the others to that product. Nothing is lost by it.
+  void make_feasible(Values& small) {
     for (int64_t mode = 0; mode < d; ++mode) {
       const int64_t all = product(rank, rank + d), others = all / std::max<int64_t>(rank[mode], 1);
       if (!truncates(mode) || rank[mode] <= others) continue;
@@ -272,20 +274,7 @@ struct Truncation {
       vectors[mode] = std::move(rotated);
       rank[mode] = others;
       mode = -1;  // other modes may have become infeasible
-      changed = true;
     }
-    return changed;
-  }
-
-  double error(const Values& small) const {
-    if (energy == 0) return 0;
-    if (steps && steps->squared_error() >= 0) return std::sqrt(steps->squared_error() / energy);
-    const double kept = norm(small.size(), small.data());
-    const double difference = energy - kept * kept;
-    if (difference > Limits<T>::plain_difference * energy) return std::sqrt(difference / energy);
-    Values back = apply(small.data(), true);
-    for (int64_t i = 0; i < size(); ++i) back[i] -= core[i];
-    return norm(size(), back.data()) / std::sqrt(energy);
   }
 
   void finish(int64_t* ranks, double& relative_error) {
@@ -302,10 +291,16 @@ struct Truncation {
       steps.reset();
       for (int64_t group = 0; group < groups(); ++group) find_vectors(group);
     }
-    const bool measure = steps && steps->squared_error() < 0 && steps->small_tangents();
-    Values small = measure ? steps->project_and_measure(vectors) : apply(core, false);
-    if (make_feasible(small)) steps.reset();  // what they know of the error leaves out its rounding
-    relative_error = error(small);
+    double lost = steps ? steps->squared_error() : -1;
+    const bool measure =
+        lost < 0 && *std::max_element(discarded, discarded + d) <= Limits<T>::plain_difference * energy;
+    Values small = project(measure ? &lost : nullptr);
+    if (lost < 0) {
+      const double kept = norm(small.size(), small.data());
+      lost = energy - kept * kept;
+    }
+    relative_error = energy > 0 ? std::sqrt(lost / energy) : 0;
+    make_feasible(small);
     for (int64_t mode = 0; mode < d; ++mode)
       if (truncates(mode)) write_projection(mode);
     write_core(small, result);

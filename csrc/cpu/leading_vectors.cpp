@@ -153,7 +153,8 @@ int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, b
   return rank;
 }
 
-int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const RankRule& rule, double* rows) {
+int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const RankRule& rule, double* rows,
+                                 double* discarded) {
   const int64_t k = std::min(n, m);
   Buffer<double> s(k), vt(k * m);
   svd(n, m, a, orthogonality(n), rows, s, vt);
@@ -161,6 +162,7 @@ int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const Ra
   for (int64_t i = 0; i < k; ++i) energy[i] = s[i] * s[i];
   const int64_t rank = choose_rank(n, energy.data(), k, 0, rule);
   complete_rows(n, rows, n, std::min(k, rank), rank);
+  if (discarded) *discarded = std::accumulate(energy.begin() + std::min(k, rank), energy.end(), 0.0);
   return rank;
 }
 

@@ -21,6 +21,7 @@ int64_t leading_eigenvectors(int64_t n, const double* g, const RankRule& rule, b
 
 // The same for A Aᵀ with A (n×m) given, without squaring its singular values: for tolerances a Gram matrix
 // cannot see.
-int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const RankRule& rule, double* rows);
+int64_t leading_singular_vectors(int64_t n, int64_t m, const double* a, const RankRule& rule, double* rows,
+                                 double* discarded = nullptr);
 
 }  // namespace tk
