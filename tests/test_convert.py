@@ -264,6 +264,21 @@ def test_a_weight_that_is_made_of_others_stays_dense(change, reason):
     assert isinstance(model[2], tdlrt.TuckerConv2d)
 
 
+def test_a_plan_names_every_layer_with_a_matrix_and_why_it_stays():
+    class Projection(nn.Module):  # as GPT-2's Conv1D
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(20, 30))
+
+    model = nn.Sequential(nn.Embedding(40, 20), nn.LayerNorm(20), Projection(), nn.PReLU(30), nn.Linear(30, 40))
+    assert [(d.name, d.reason) for d in tdlrt.plan(model)] == [
+        ("0", "tuckerize replaces embeddings with embeddings=True only"),
+        ("2", "Projection is no class that has a Tucker form here"),
+        ("4", None),
+    ]
+    assert list(tdlrt.ranks(tdlrt.tuckerize(model, ranks=4, skip=["2"]))) == ["4"]
+
+
 def test_a_lazy_layer_says_that_it_wants_a_forward_pass():
     model = nn.Sequential(nn.LazyConv2d(16, 3), nn.Flatten(), nn.LazyLinear(16))
     assert all("run the model once" in d.reason for d in tdlrt.plan(model))

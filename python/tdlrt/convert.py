@@ -59,7 +59,7 @@ class Decision:
 def plan(
     model: nn.Module, skip: Sequence[str] = (), min_features: int = MIN_FEATURES, embeddings: bool = False
 ) -> list[Decision]:
-    """The layers of a model that have a weight, each with what `tuckerize` would do with it and why.
+    """The layers of a model whose `weight` is a matrix or more, each with what `tuckerize` would do with it and why.
 
     Returns: list of `Decision` in the order of `model.named_modules()`.
     """
@@ -84,15 +84,26 @@ def plan(
         reason = next((why for kind, why in _LEFT_DENSE.items() if isinstance(module, kind)), None)
         if reason is not None:
             blocked.append(f"{name}." if name else "")
-            decisions.append(Decision(name, module, reason))
         elif any(isinstance(module, kind) for kind in kinds):
-            decisions.append(Decision(name, module, _why_dense(name, module, kinds, skip, min_features)))
+            reason = _why_dense(name, module, kinds, skip, min_features)
+        elif isinstance(module, nn.Embedding):
+            reason = "tuckerize replaces embeddings with embeddings=True only"
+        elif _has_matrix(module):
+            reason = f"{type(module).__name__} is no class that has a Tucker form here"
+        else:
+            continue
+        decisions.append(Decision(name, module, reason))
     return [
         Decision(d.name, d.layer, "its weight is shared with another layer")
         if d.reason is None and len(owners.get(d.layer.weight, ())) > 1
         else d
         for d in decisions
     ]
+
+
+def _has_matrix(module):
+    weight = module._parameters.get("weight")
+    return weight is not None and not nn.parameter.is_lazy(weight) and weight.ndim > 1
 
 
 def _why_dense(name, layer, kinds, skip, min_features):

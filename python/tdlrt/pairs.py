@@ -122,7 +122,8 @@ class KeptPairs:
         if not kept:
             raise RuntimeError(
                 f"{name} has gradients, but none of its calls was seen: it was called or compiled before the "
-                "optimiser was made, or replicated; use integrator='two_pass' there"
+                "optimiser was made, or replicated, or its weight was read without calling it; leave it dense "
+                "(tuckerize(skip=…)) or use integrator='two_pass' there"
             )
         if any(input._version != version for input, version, _ in kept):
             raise RuntimeError(
