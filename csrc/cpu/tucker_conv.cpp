@@ -7,12 +7,13 @@
 // Layout: images channels-last and dense, U_in (n_in, r_in), core (r_out, r_in, window), U_out (n_out,
 // r_out). A missing factor is the identity. One-dimensional convolutions are images of one row. Blocking: a
 // team of threads takes a group of images whose z stays in the L2 cache (≤ 384 kB), projects it band by band
-// (about 192 kB of X), then takes about 256 output pixels at a time through the core and the expansion, so
+// (about 192 kB of X), then takes about 512 output pixels at a time through the core and the expansion, so
 // that t lives in the L1/L2 cache only. Taps outside the image are not computed: pixels are cut into
 // rectangles with one set of taps (window_plan.h). z and t are written to memory only when they are to be
-// saved. Numerics: sums in float (double for double) with fused multiply-add, taps in window order; bfloat16
-// is widened on reading and rounded once on writing, and the z and t of this pass are never rounded. The
-// result does not depend on the number of threads.
+// saved, and then, where their pixels lie well there, made in that place. Numerics: sums in float (double for
+// double) with fused multiply-add, taps in window order; bfloat16 is widened on reading and rounded once on
+// writing, and the z and t of this pass are never rounded. The result does not depend on the number of
+// threads.
 #include "cpu/tucker_conv.h"
 
 #include "cpu/window_product.h"
@@ -54,7 +55,6 @@ class Forward {
 #pragma omp parallel num_threads(threads)
     {
       pack_weights({&in_factor_, &core_.weight(), &out_factor_});
-      core_.transform_weights();
       for (Member me(schedule_); me.team < schedule_.teams; me.next())
         for (const Range& images : schedule_.work[me.team]) {
           project(images, me);
@@ -67,7 +67,7 @@ class Forward {
   }
 
  private:
-  static constexpr int64_t group_bytes = 384 * 1024, input_bytes = 192 * 1024, output_pixels = 256;
+  static constexpr int64_t group_bytes = 384 * 1024, input_bytes = 192 * 1024, output_pixels = 512;
 
   struct ThreadScratch {
     T *x, *t, *y;
@@ -81,29 +81,40 @@ class Forward {
     core_.carve(arena);
     padded_bias_ = bias_ ? arena.take(round_up(g_.n_out, unit_)) : nullptr;
     buffers_.resize(schedule_.teams), scratch_.resize(schedule_.teams * schedule_.team_size);
-    for (T*& z : buffers_) z = z_is_x() ? nullptr : arena.take(schedule_.group * z_image_);
+    for (T*& z : buffers_) z = z_is_x() || z_in_place() ? nullptr : arena.take(schedule_.group * z_image_);
     const int64_t in = in_bands_.images() * in_bands_.height() * g_.size[1] * round_up(g_.n_in, unit_);
     const int64_t out =
         out_bands_.images() * out_bands_.height() * g_.out_size[1] * round_up(g_.n_out, unit_);
     for (ThreadScratch& s : scratch_) {
       core_.carve(arena, s.window);
       s.x = direct<T, S>(g_.n_in, unit_) ? nullptr : arena.take(in);
-      s.t = out_factor_.panels ? arena.take(out_bands_.images() * t_image_) : nullptr;
+      s.t = out_factor_.panels && !t_in_place() ? arena.take(out_bands_.images() * t_image_) : nullptr;
       s.y = direct<T, S>(g_.n_out, unit_) ? nullptr : arena.take(out);
     }
     return arena.used();
   }
 
   bool z_is_x() const { return !in_factor_.panels && direct<T, S>(g_.n_in, unit_); }
+  // Whether what is saved can be made there: in the kernels' type and with their distance between pixels.
+  static bool in_place(const Image<S>& saved) {
+    return saved.data && sizeof(T) == sizeof(S) && pixel_pitch<T>(saved.channels) == saved.channels;
+  }
+  bool z_in_place() const { return in_factor_.panels && in_place(z_); }
+  bool t_in_place() const { return out_factor_.panels && in_place(t_); }
+
+  View<T> group_z(const Range& images, T* buffer) const {
+    if (z_is_x()) return band_view<T>(x_, images.begin, {0, g_.size[0]}, unit_, buffer);
+    if (z_in_place()) return band_view<T>(z_, images.begin, {0, g_.size[0]}, unit_, buffer);
+    return {buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
+  }
 
   void project(const Range& images, const Member& me) {
     if (z_is_x()) return;
     const ThreadScratch& scratch = scratch_[me.thread];
-    T* buffer = buffers_[me.team];
+    const View<T> group = group_z(images, buffers_[me.team]);
     for (int64_t i = me.rank; i < in_bands_.count(images); i += me.step) {
       const auto [some, rows] = in_bands_.at(images, i);
-      const View<T> z =
-          band_of(View<T>{buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}}, images, some, rows);
+      const View<T> z = band_of(group, images, some, rows);
       if (!in_factor_.panels) {
         read_band(x_, some, rows, z);
         continue;
@@ -112,25 +123,25 @@ class Forward {
       if (x.data == scratch.x) read_band(x_, some, rows, x);
       pointwise<T>(in_factor_, {x.data, x.pitch}, some.count(), rows.count() * g_.size[1], nullptr, z,
                    direct<T, S>(g_.n_in, unit_));
-      if (z_.data) write_band(z, some, rows, z_);
+      if (z_.data && !z_in_place()) write_band(z, some, rows, z_);
     }
   }
 
   void expand(const Range& images, const Member& me) {
     const ThreadScratch& scratch = scratch_[me.thread];
-    T* buffer = buffers_[me.team];
+    const View<T> z = group_z(images, buffers_[me.team]);
     const bool last = !out_factor_.panels;
-    View<T> z{buffer, {z_image_, z_row_, pixel_pitch<T>(g_.r_in)}};
-    if (z_is_x()) z = band_view<T>(x_, images.begin, {0, g_.size[0]}, unit_, buffer);
     WindowPlan plan;
     for (int64_t i = me.rank; i < out_bands_.count(images); i += me.step) {
       const auto [some, rows] = out_bands_.at(images, i);
       const View<T> y = band_view<T>(y_, some.begin, rows, unit_, scratch.y);
-      const View<T> t = last ? y : View<T>{scratch.t, {t_image_, t_row_, pixel_pitch<T>(g_.r_out)}};
+      const View<T> t = last           ? y
+                        : t_in_place() ? band_view<T>(t_, some.begin, rows, unit_, scratch.t)
+                                       : View<T>{scratch.t, {t_image_, t_row_, pixel_pitch<T>(g_.r_out)}};
       core_.run(plan, some.count(), rows, band_of(z, images, some), t, last ? padded_bias_ : nullptr,
                 scratch.window);
       if (!last) {
-        if (t_.data) write_band(t, some, rows, t_);
+        if (t_.data && !t_in_place()) write_band(t, some, rows, t_);
         pointwise<T>(out_factor_, {t.data, t.pitch}, some.count(), rows.count() * g_.out_size[1],
                      padded_bias_, y, false);
       }

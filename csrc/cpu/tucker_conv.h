@@ -213,11 +213,16 @@ void write_band(const View<T>& v, Range images, Range rows, const Image<S>& imag
                  image.channels, v.pitch.pixel, image.at(b, rows.begin));
 }
 
-// A matrix or core, packed for window products; null `from` packs nothing.
+// Winograd's tiles of the result, the patches of the source they see, and the products that take the place of
+// taps.
+constexpr int64_t tile_side = 4, patch_side = 6, tile_taps = patch_side * patch_side;
+
+// A matrix or core, packed for window products; null `from` packs nothing. `tiled`: as tiles want it, G g Gᵀ.
 template <class T>
 struct Weight {
   PackArgs<T> args{};
   int64_t panels = 0;
+  bool tiled = false;
 
   Weight() = default;
   Weight(const T* from, int64_t tap_step, int64_t k_step, int64_t n_step, int64_t taps, int64_t k, int64_t n)
@@ -225,7 +230,31 @@ struct Weight {
     if (from) panels = simd<T>().tucker_conv->panel_count(taps, k, n);
   }
   int64_t elements() const {
-    return panels ? args.taps * args.k * round_up(args.n, simd<T>().tucker_conv->unit) : 0;
+    const int64_t taps = tiled ? tile_taps : args.taps;
+    return panels ? taps * args.k * round_up(args.n, simd<T>().tucker_conv->unit) : 0;
+  }
+  void pack(int64_t panel) const {
+    if (tiled)
+      transform(panel);
+    else
+      simd<T>().tucker_conv->pack(args, panel);
+  }
+
+ private:
+  // A few rows of k at a time, so that the window itself stays in the first cache.
+  void transform(int64_t panel) const {
+    const auto& kernels = *simd<T>().tucker_conv;
+    constexpr int64_t most = 16, widest = 128 / sizeof(T);
+    alignas(64) T window[9 * most * widest];
+    const int64_t k = args.k, start = kernels.panel_start(9, k, args.n, panel),
+                  width = kernels.panel_start(9, k, args.n, panel + 1) - start;
+    for (int64_t k0 = 0; k0 < k; k0 += most) {
+      const int64_t rows = std::min(most, k - k0), live = std::min(width, args.n - start);
+      const T* from = args.from + k0 * args.k_step + start * args.n_step;
+      kernels.pack({from, args.tap_step, args.k_step, args.n_step, 9, rows, live, window}, 0);
+      kernels.winograd->weight(window, rows * width, rows * width,
+                               args.to + tile_taps * k * start + k0 * width, k * width);
+    }
   }
 };
 
@@ -234,7 +263,7 @@ template <class T>
 void pack_weights(std::initializer_list<Weight<T>*> weights) {
   for (const Weight<T>* w : weights) {
 #pragma omp for schedule(static) nowait
-    for (int64_t panel = 0; panel < w->panels; ++panel) simd<T>().tucker_conv->pack(w->args, panel);
+    for (int64_t panel = 0; panel < w->panels; ++panel) w->pack(panel);
   }
 #pragma omp barrier
 }

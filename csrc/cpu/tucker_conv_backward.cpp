@@ -68,8 +68,6 @@ class Backward {
 #pragma omp parallel num_threads(threads)
     {
       pack_weights({&reduce_in_, &core_.weight(), &reduce_out_, &core_back_.weight(), &expand_in_});
-      core_.transform_weights();
-      core_back_.transform_weights();
       const int thread = omp_get_thread_num(), present = omp_get_num_threads();
       for (int i = thread; i < threads; i += present) {
         std::fill(scratch_[i].sums, scratch_[i].sums + sum_elements(), T(0));

@@ -263,8 +263,7 @@ class WindowGradient {
     int64_t j = 0;
     if (row < known_[0])
       for (; j < columns && column + j < known_[1]; ++j, to += taps_) std::fill_n(to, taps_, T(0));
-    for (; j < columns; ++j, to += taps_)
-      for (int64_t tap = 0; tap < taps_; ++tap) to[tap] = from[tap * tap_step + j];
+    simd<T>().transpose(taps_, columns - j, from + j, tap_step, to, taps_);
   }
 
   const tk_conv2d& g_;

@@ -6,8 +6,6 @@
 
 namespace tk {
 
-constexpr int64_t tile_side = 4, patch_side = 6, tile_taps = patch_side * patch_side;
-
 // Distance between transformed elements of a block of tiles: an odd number of lines, so that they do not
 // share the sets of the first cache.
 template <class T>
@@ -95,6 +93,7 @@ class WindowProduct {
     const int64_t step = turned ? -1 : 1;
     weight_ = transposed ? Weight<T>(first, step, g.r_in * taps, taps, taps, g.r_out, g.r_in)
                          : Weight<T>(first, step, taps, g.r_in * taps, taps, g.r_in, g.r_out);
+    weight_.tiled = tiled_;
     if (tiled_) {
       const int64_t pitches = source_pitch() + result_pitch();
       block_ = std::clamp<int64_t>(400 * 1024 / (tile_taps * pitches * sizeof(T)), 16, 64);
@@ -107,30 +106,13 @@ class WindowProduct {
   int64_t row_multiple() const { return tiled_ ? tile_side : 1; }
   Weight<T>& weight() { return weight_; }
 
-  void carve(Arena<T>& arena) {
-    weight_.args.to = arena.take(weight_.elements());
-    if (tiled_) transformed_ = arena.take(weight_.elements() / 9 * tile_taps);
-  }
+  void carve(Arena<T>& arena) { weight_.args.to = arena.take(weight_.elements()); }
 
   void carve(Arena<T>& arena, Scratch& s) const {
     if (!tiled_) return;
     s.source = arena.take(tile_taps * tile_step<T>(block_, source_pitch()));
     s.result = arena.take(tile_taps * tile_step<T>(block_, result_pitch()));
     s.zero = arena.take(source_pitch());
-  }
-
-  // Inside a parallel region, after pack_weights and its barrier; ends with one.
-  void transform_weights() const {
-    if (!tiled_) return;
-    const auto& kernels = *simd<T>().tucker_conv;
-    const int64_t k = weight_.args.k, n = weight_.args.n;
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < weight_.panels; ++panel) {
-      const int64_t start = kernels.panel_start(9, k, n, panel),
-                    plane = k * (kernels.panel_start(9, k, n, panel + 1) - start);
-      kernels.winograd->weight(weight_.args.to + 9 * k * start, plane, plane,
-                               transformed_ + tile_taps * k * start, plane);
-    }
   }
 
   // Rows [rows.begin, rows.end) of `images` images; `source` begins at its row 0, `result` at rows.begin.
@@ -174,7 +156,7 @@ class WindowProduct {
         strips[i] = {i * source_step, i * result_step, size};
         jobs[i] = {&strips[i], 1, k, n, &tap_numbers_[0], &tap_numbers_[i], 1};
       }
-      kernels.window({jobs, tile_taps, scratch.source, transformed_, nullptr, scratch.result, tile_taps,
+      kernels.window({jobs, tile_taps, scratch.source, weight_.args.to, nullptr, scratch.result, tile_taps,
                       weight_.args.k, weight_.args.n, false});
       for (int64_t i = 0; i < size; ++i) {
         tiles.template pixels<tile_side>(first + i, nullptr, tile);
@@ -189,7 +171,6 @@ class WindowProduct {
   int64_t source_size_[2], result_size_[2], padding_[2], block_ = 0;
   std::vector<Segment> segments_[2];
   Weight<T> weight_;
-  T* transformed_ = nullptr;
   int64_t tap_numbers_[tile_taps];
 };
 

@@ -9,15 +9,17 @@
 // run at the rate of the multiplier, so short rows at the border of an image cost nothing. Outer products
 // keep MR × 2W of c in registers over all pixels of the call.
 //
-// Memory: few products per pixel are not enough to hide it. Results of k ≤ 32 are written 4W channels at a
-// time, in the order of memory, which the machine's own prefetcher follows (measured, 64 channels from 8:
-// half of the time). Pixels that are read from memory are fetched a tile or more ahead line by line in that
-// order; along the rows of a tile, as they are used, that gains nothing (measured).
+// Memory: few products per pixel are not enough to hide it. Results are fetched for writing some tiles ahead,
+// and those of k ≤ 32 are written 4W channels at a time, nearer to the order of memory (measured, 64 channels
+// from 8: half of the time; fetching ahead, 256 from 32: 0.9). Pixels that are read from memory are fetched a
+// tile or more ahead line by line in that order; along the rows of a tile, as they are used, that gains
+// nothing (measured).
 //
 // Numerics: sums in T with fused multiply-add, taps in window order, k ascending within a tap, pixels in run
 // order; the value of a result does not depend on how pixels are grouped.
 #include "cpu/simd/tucker_conv.h"
 
+#include "cpu/simd/copy.h"
 #include "cpu/simd/vector.h"
 
 // Loops over registers, which must not become loops over memory.
@@ -82,19 +84,23 @@ void pack(const PackArgs<T>& g, int64_t panel) {
   const int64_t all = padded<T>(g.n), start = panel_start<T>(g.taps, g.k, g.n, panel);
   const int64_t width = panel_width<T>(g.taps, g.k, all - start);
   const int64_t live = g.n - start < width ? g.n - start : width;
-  constexpr int64_t block = 16;  // of k, so that interleaved taps are read from cache
+  const T* from = g.from + start * g.n_step;
   T* to = g.to + g.taps * g.k * start;
-  for (int64_t k0 = 0; k0 < g.k; k0 += block) {
-    const int64_t k1 = g.k - k0 < block ? g.k : k0 + block;
+  if (g.taps > 1 && (g.tap_step == 1 || g.tap_step == -1)) {  // taps lie next to each other
+    const int64_t first = g.tap_step < 0 ? g.taps - 1 : 0, plane = g.tap_step * g.k * width;
+    for (int64_t k = 0; k < g.k; ++k)
+      transpose<T>(live, g.taps, from + k * g.k_step - first, g.n_step, to + first * g.k * width + k * width,
+                   plane);
+  } else {
     for (int64_t tap = 0; tap < g.taps; ++tap)
-      for (int64_t k = k0; k < k1; ++k) {
-        const T* from = g.from + tap * g.tap_step + k * g.k_step + start * g.n_step;
+      for (int64_t k = 0; k < g.k; ++k) {
         T* row = to + (tap * g.k + k) * width;
-        int64_t j = 0;
-        for (; j < live; ++j) row[j] = from[j * g.n_step];
-        for (; j < width; ++j) row[j] = T(0);
+        for (int64_t j = 0; j < live; ++j) row[j] = from[tap * g.tap_step + k * g.k_step + j * g.n_step];
       }
   }
+  if (live < width)
+    for (int64_t row = 0; row < g.taps * g.k; ++row)
+      for (int64_t j = live; j < width; ++j) to[row * width + j] = T(0);
 }
 
 // ---- window products --------------------------------------------------------------------------------------
@@ -117,7 +123,7 @@ __attribute__((noinline)) void window_tile(const Tile<T>& g) {
   V sum[rows][vectors];
   TK_UNROLL for (int i = 0; i < rows; ++i) TK_UNROLL for (int j = 0; j < vectors; ++j) {
     sum[i][j] = V{};
-    if (vectors < wide) TK_PREFETCH_WRITE(g.result_ahead + i * job.result_step + j * lanes);
+    TK_PREFETCH_WRITE(g.result_ahead + i * job.result_step + j * lanes);
   }
   for (int64_t tap = 0; tap < job.tap_count; ++tap) {
     const T *a = g.source + job.source_tap[tap], *ahead = g.source_ahead;
