@@ -74,7 +74,10 @@ py::dict shown(const tk::CholeskyProblem<T>& p) {
 template <class T>
 py::dict shown(const tk::JacobiProblem<T>& p) {
   return shown({{"size", p.size},
-                {"resident", p.resident},
+                {"width", p.width},
+                {"meetings", p.meetings},
+                {"first_block", p.first_block},
+                {"progress", at(p.progress)},
                 {"out", at(p.basis)},
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});

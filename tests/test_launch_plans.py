@@ -88,7 +88,7 @@ def check(plan, device):
             assert launch["work"] == expected
             assert launch["grid"] == min(expected, 4 * multiprocessors)
         else:
-            assert launch["grid"] == len(problems)
+            assert launch["grid"] == sum(max(p.get("meetings", 1), 1) for p in problems)
         for p in problems:
             for name in ("out", "partial", "work"):
                 address = p.get(name, 0)
@@ -267,6 +267,37 @@ def test_qr_and_svd_plans(dtype, m, n, device):
                 plan_of(name, dtype, [problem], WORKSPACE, *DEVICES[device])
         else:
             check(plan_of(name, dtype, [problem], WORKSPACE, *DEVICES[device]), device)
+
+
+@quick
+@given(dtypes, st.lists(st.integers(1, 1024), min_size=1, max_size=6), devices)
+def test_blocks_share_the_matrices_that_one_cannot_hold(dtype, sizes, device):
+    problems = [(*[OUT] * 4, n, n) for n in sizes]
+    plan = check(plan_of("batched_svd", dtype, problems, WORKSPACE, *DEVICES[device]), device)
+    (launch,) = (launch for launch in plan["launches"] if launch["kernel"] == "jacobi_svd")
+    size, most, blocks, counters = (8 if dtype else 4), DEVICES[device][1] - launch["static_shared"], 0, []
+
+    def bytes_of(columns, rows):  # with two elements and a double for each
+        return columns * ((rows + 2) * size + 8)
+
+    for p, n in zip(launch["problems"], sizes, strict=True):
+        assert p["size"] == n
+        assert p["first_block"] == blocks
+        blocks += max(p["meetings"], 1)
+        width = p["width"]
+        assert (width == 0) == (bytes_of(n, n) <= most)
+        assert max(bytes_of(2 * width or n, n), bytes_of(n, 0)) <= launch["shared"]
+        if width:
+            assert width in (4, 8, 16, 32)
+            assert width == 32 or bytes_of(4 * width, n) > most
+            assert 2 * width * (p["meetings"] - 1) < n <= 2 * width * p["meetings"]
+            counters += [p["progress"] + 4 * i for i in range(3)]
+        else:
+            assert p["meetings"] == p["progress"] == 0
+    assert launch["grid"] == blocks
+    assert len(set(counters)) == len(counters), "every matrix has its own"
+    for at in counters:
+        assert plan["table"][at - WORKSPACE :][:4] == bytes(4)
 
 
 def compiled_shared_bytes():

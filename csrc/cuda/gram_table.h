@@ -55,11 +55,10 @@ class GramTable {
   int64_t tiles_ = 0;
 };
 
-// How many rows or columns of a matrix of this size fit the shared memory of one block.
-template <class Bytes>
-int32_t most_resident(int64_t size, int64_t shared_bytes, Bytes&& bytes) {
+// How many rows of a Cholesky factor of this size fit the shared memory of one block.
+inline int32_t resident_rows(int64_t size, int64_t shared_bytes) {
   int64_t resident = size;
-  while (resident > 0 && bytes(size, resident) > shared_bytes) --resident;
+  while (resident > 0 && semidefinite_cholesky_shared(size, resident) > shared_bytes) --resident;
   return static_cast<int32_t>(resident);
 }
 
@@ -71,23 +70,19 @@ class CholeskyTable {
     CholeskyProblem<T> p{};
     p.gram = gram, p.flag = flag;
     p.size = static_cast<int32_t>(size), p.tolerance = tolerance;
-    p.resident = most_resident(size, builder.shared_bytes(Kernel::semidefinite_cholesky),
-                               semidefinite_cholesky_shared);
+    p.resident = resident_rows(size, builder.shared_bytes(Kernel::semidefinite_cholesky));
     if (p.resident < size) p.work = builder.scratch<double>(size * (size + 1) / 2);
     shared_ = std::max(shared_, semidefinite_cholesky_shared(size, p.resident));
-    largest_ = std::max(largest_, p.size);
     problems_.push_back(p);
     return problems_.back();
   }
 
   void launch(PlanBuilder& builder) const {
-    builder.one_block_each(Kernel::semidefinite_cholesky, problems_, largest_, semidefinite_cholesky_threads,
-                           shared_);
+    builder.one_block_each(Kernel::semidefinite_cholesky, problems_, semidefinite_cholesky_threads, shared_);
   }
 
  private:
   std::vector<CholeskyProblem<T>> problems_;
-  int32_t largest_ = 0;
   int64_t shared_ = 0;
 };
 
@@ -125,20 +120,31 @@ class JacobiTable {
     JacobiProblem<T> p{};
     p.factor = factor;
     p.size = static_cast<int32_t>(size);
-    p.resident = most_resident(size, builder.shared_bytes(Kernel::jacobi_svd), jacobi_svd_shared<T>);
-    shared_ = std::max(shared_, jacobi_svd_shared<T>(size, p.resident));
-    largest_ = std::max(largest_, p.size);
+    const int64_t most = builder.shared_bytes(Kernel::jacobi_svd);
+    int64_t bytes = jacobi_svd_shared<T>(size, size);
+    if (bytes > most) {  // column blocks of the largest power of two of which two fit
+      p.width = most_columns;
+      while (jacobi_svd_shared<T>(2 * p.width, size) > most) p.width /= 2;
+      p.meetings = (p.size + 2 * p.width - 1) / (2 * p.width);
+      p.progress = builder.initialised(std::vector<int32_t>(3));
+      bytes = std::max(jacobi_svd_shared<T>(2 * p.width, size), jacobi_svd_shared<T>(size, 0));
+    }
+    shared_ = std::max(shared_, bytes);
+    p.first_block = blocks_;
+    blocks_ += std::max(p.meetings, 1);
     problems_.push_back(p);
     return problems_.back();
   }
 
   void launch(PlanBuilder& builder) const {
-    builder.one_block_each(Kernel::jacobi_svd, problems_, largest_, jacobi_svd_threads, shared_);
+    builder.blocks(Kernel::jacobi_svd, problems_, blocks_, jacobi_svd_threads, shared_);
   }
 
  private:
+  static constexpr int32_t most_columns = 32;  // of a column block
+
   std::vector<JacobiProblem<T>> problems_;
-  int32_t largest_ = 0;
+  int32_t blocks_ = 0;
   int64_t shared_ = 0;
 };
 

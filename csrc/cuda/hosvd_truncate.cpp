@@ -163,7 +163,7 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, const tk_hosvd_truncate_problem* p
       finishes[owner[i]].squares = last.squares;
       finishes[owner[i]].tiles = static_cast<int32_t>(tiles);
     });
-    builder.one_block_each(Kernel::finish_truncation, finishes, 0, finish_threads, 0);
+    builder.one_block_each(Kernel::finish_truncation, finishes, finish_threads, 0);
   };
   const auto fits = [&](const tk_hosvd_truncate_problem& p) { return check(p, width); };
   return plan_problems(dtype, problems, count, workspace, device, plan, fits, build);

@@ -67,10 +67,14 @@ struct Start {
     return run(kernel, launch.block, reinterpret_cast<const Problem*>(table), launch.count, launch.work);
   }
 
-  // One block per problem, with shared memory by the size of the problem.
+  // One block per problem, or some, with shared memory by the size of the problems.
   template <class Problem>
   tk_status blocks(void (*kernel)(const Problem*)) const {
     return run(kernel, TK_THREADS(launch.block), reinterpret_cast<const Problem*>(table));
+  }
+  template <class Problem>
+  tk_status blocks(void (*kernel)(const Problem*, int)) const {
+    return run(kernel, TK_THREADS(launch.block), reinterpret_cast<const Problem*>(table), launch.count);
   }
 };
 

@@ -39,7 +39,7 @@ struct Launch {
   Kernel kernel;
   int64_t table;  // bytes from the start of the workspace to the first problem
   int32_t count;  // problems
-  int32_t work;   // tiles of a persistent grid, or the largest size where a block has one problem
+  int32_t work;   // tiles of a persistent grid, else blocks
   int32_t grid, block;
   int64_t shared;  // dynamic shared memory in bytes
 };
@@ -102,12 +102,16 @@ class PlanBuilder {
         block, shared);
   }
 
-  // One block per problem.
+  // One launch of so many blocks, each of which knows its problem.
   template <class Problem>
-  void one_block_each(Kernel kernel, const std::vector<Problem>& problems, int32_t largest, int32_t block,
-                      int64_t shared) {
-    if (problems.empty()) return;
-    add(kernel, problems, largest, static_cast<int32_t>(problems.size()), block, shared);
+  void blocks(Kernel kernel, const std::vector<Problem>& problems, int32_t count, int32_t block,
+              int64_t shared) {
+    if (count > 0) add(kernel, problems, count, count, block, shared);
+  }
+
+  template <class Problem>
+  void one_block_each(Kernel kernel, const std::vector<Problem>& problems, int32_t block, int64_t shared) {
+    blocks(kernel, problems, static_cast<int32_t>(problems.size()), block, shared);
   }
 
   Plan finish() {

@@ -83,6 +83,8 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), const char* name, dim3 
 #define __any_sync(mask, p) (emu::ballot(TK_EMU_HERE("__any_sync"), (mask), (p) != 0) != 0)
 #define __all_sync(mask, p) (emu::ballot(TK_EMU_HERE("__all_sync"), (mask), (p) == 0) == 0)
 #define TK_EMU_MMA_F64(c, a, b) emu::mma_f64(TK_EMU_HERE("mma"), (c), (a), (b))  // kernels/warp.cuh
+#define __nanosleep(ns) \
+  ((void)(ns), emu::fail(TK_EMU_HERE("__nanosleep"), "the block waits for one that runs only after it"))
 #define __trap() emu::fail(TK_EMU_HERE("__trap"), "the kernel called __trap()")
 
 namespace emu {
@@ -143,12 +145,14 @@ inline void mma_f64(const char* where, double (&c)[2], double a, double b) {
 // ---- Atomics: real ones, so that ThreadSanitizer knows them ----------------------------------------------
 template <class T>
 T atomicCAS(T* address, T expected, T desired) {
+  emu::atomic(address);
   __atomic_compare_exchange(address, &expected, &desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
 namespace emu {
 template <class T, class F>
 T atomic_update(T* address, F&& f) {
+  atomic(address);
   T old, desired;
   __atomic_load(address, &old, __ATOMIC_RELAXED);
   do desired = f(old);
@@ -168,8 +172,7 @@ TK_EMU_ATOMIC(atomicOr, old | value)
 TK_EMU_ATOMIC(atomicAnd, old& value)
 TK_EMU_ATOMIC(atomicExch, (void(old), value))
 #undef TK_EMU_ATOMIC
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __threadfence() { emu::fence(); }
 
 // ---- Mathematics -----------------------------------------------------------------------------------------
 using std::isfinite;

@@ -1,7 +1,7 @@
 // Compiled without instrumentation: ThreadSanitizer would see the scheduler's own bookkeeping as races, and
 // AddressSanitizer would not follow it across stacks. They are told what CUDA promises instead: __syncthreads
 // and __syncwarp order memory, shuffles and votes do not, and blocks of one launch are not ordered among each
-// other.
+// other, but by a fence before an atomic in one thread and an atomic before a fence in another.
 #include "emu/runtime.h"
 
 #include <sys/mman.h>
@@ -42,6 +42,8 @@ struct Thread {
   Fiber fiber;
   State state;
   const char* where;  // of the call it waits in
+  bool fenced;        // since its last barrier
+  void* read;         // by its last atomic, and not yet fenced
 };
 
 // The lanes of one mask on their way into a warp primitive.
@@ -168,7 +170,7 @@ struct Block {
   unsigned arrived, generation;
   const char* where;
   BarrierResult pending, result;
-  char tags[2];
+  std::unique_ptr<char[]> tags;  // two
   SharedMemory shared;
 };
 
@@ -261,13 +263,17 @@ void prepare_block(dim3 grid, dim3 shape, uint3 index, size_t shared_bytes, size
   block.where = nullptr;
   block.pending = block.result = {0, 1, 0};
   block.shared.reset(shared_bytes, limit);
-  block.warps.assign((block.size + warp_size - 1) / warp_size, Warp{});
+  // Allocated anew: to ThreadSanitizer the old tags would order this block after those before it.
+  block.tags = std::make_unique<char[]>(2);
+  block.warps = std::vector<Warp>((block.size + warp_size - 1) / warp_size);
   for (unsigned t = 0; t < block.size; ++t) {
     Thread& thread = *block.threads[t];
     thread.builtins = {
         {t % shape.x, t / shape.x % shape.y, t / (shape.x * shape.y)}, index, shape, grid, t % 32};
     thread.state = State::ready;
     thread.where = "";
+    thread.fenced = false;
+    thread.read = nullptr;
     thread.fiber.start(thread_entry);
   }
 }
@@ -333,7 +339,19 @@ BarrierResult block_barrier(const char* where, int predicate) {
     wait(State::at_barrier, where);
   }
   acquire(&block.tags[parity]);
+  block.running->fenced = false;
+  block.running->read = nullptr;
   return block.result;
+}
+
+void fence() {
+  if (block.running->read) acquire(block.running->read);
+  block.running->fenced = true;
+}
+
+void atomic(void* address) {
+  if (block.running->fenced) release(address);
+  block.running->read = address;
 }
 
 void warp_call(unsigned mask, WarpCall& call) {

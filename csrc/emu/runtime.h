@@ -28,6 +28,10 @@ struct BarrierResult {
   int any, all, count;
 };
 BarrierResult block_barrier(const char* where, int predicate);
+// __threadfence, and any atomic: what comes before fence() and atomic(x) in one thread, with no barrier
+// between the two, happens before what comes after atomic(x) and fence() in another.
+void fence();
+void atomic(void* address);
 void* static_shared(const void* site, size_t bytes);
 unsigned char* dynamic_shared();
 

@@ -45,7 +45,7 @@ struct InfeasibleMode {
     const int q = columns, size = p.size[mode];
     const int64_t along = stride(mode);
     double* spare = p.work + static_cast<int64_t>(rows) * q;
-    JacobiColumns<double> a(spare + static_cast<int64_t>(size) * q, p.work, q, rows, 0);
+    JacobiColumns<double> a(spare + static_cast<int64_t>(size) * q, q, rows, p.work);
     double norm = 0;
     for (int e = threadIdx.x; e < rows * q; e += blockDim.x) {
       const double value = p.core[column(e / rows) + e % rows * along];

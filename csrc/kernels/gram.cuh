@@ -82,14 +82,14 @@ __global__ void __launch_bounds__(gram_threads)
         if (whole) out[column * p.size + row] = value;
       });
       if (!whole) {
-        __threadfence();  // the part is everywhere before it is counted
         __syncthreads();
-        if (threadIdx.x == 0) last = atomicAdd(p.finished + lower, 1) == p.splits - 1;
-        __syncthreads();
-        if (last) {
+        if (threadIdx.x == 0) {
+          __threadfence();  // the part is everywhere before it is counted
+          last = atomicAdd(p.finished + lower, 1) == p.splits - 1;
           __threadfence();
-          add_parts(p, i0, j0);
         }
+        __syncthreads();
+        if (last) add_parts(p, i0, j0);
       }
     }
     __syncthreads();  // p, last and the operands are read until here

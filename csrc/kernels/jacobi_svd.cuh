@@ -1,60 +1,81 @@
-// Left singular vectors of many square matrices in one launch, one block each, by one-sided Jacobi, with the
-// rank chosen on the device.
+// Left singular vectors of many square matrices in one launch, by one-sided Jacobi, with the rank chosen on
+// the device. A matrix that fits the shared memory of a block has one block, a larger one several.
 //
 //   A ← A J  until its columns are orthogonal;  σ_j = ‖a_j‖,  u_j = a_j / σ_j,
 //   rank = min k with Σ_{j≥k} σ_j² <= bound·trace, clamped
 //
 // Dropping columns of A J loses no more than their norms say, at any stage: the bound holds however few
 // sweeps are made. A comes as a sorted Cholesky factor, so that a matrix whose rows are nearly orthogonal
-// needs none. Layout: factor column-major; basis row-major. Columns lie in shared memory, beside 2n
-// elements and n doubles: all up to n = 239 of 227 KiB in float32, else the first `resident` ones, and the
-// others stay in `factor` (1 in 8 for n = 256, 4 in 5 for 512). Tiling: a warp holds two groups of G
-// columns in registers and rotates all pairs between them, G independent pairs at a time; lanes run along
-// rows for products and along pairs for angles. Round-robin groups, n/G − 1 rounds a sweep with a barrier
-// each, so that a sweep moves every column n/G times instead of n. G = 4 up to n = 256, 2 up to 512, then 1
-// (float64: 96 and 192). Numerics: T, columns scaled by 1/sqrt(trace) so that squares neither overflow nor
-// vanish; squared norms are updated by every rotation and summed anew at each sweep; those that choose the
-// rank are summed in double. Template: T = float, double. Any number of threads that is a multiple of 32.
-// Limits: one block, hence one multiprocessor, has a matrix up to the largest size, 1,024. Above 239
-// (float64: 168) the columns that do not fit come from L2 in every round of every sweep; that is right, and
-// tested, but the others of a card stand idle. A cluster of eight blocks would hold the columns in
-// distributed shared memory up to some n = 670 of float32 on sm_90; it is not written. A launch per round
-// over many blocks needs no cluster, but n/G launches a sweep where a whole truncation takes eleven. Source:
-// Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky factor). Loops are not unrolled where 128
-// registers (512 threads) would spill.
+// needs none. Layout: factor column-major; basis row-major. In shared memory a block has its columns, 2n
+// elements and n doubles: n = 239 of float32 fill 227 KiB, n = 168 of float64. Tiling: a warp holds two
+// groups of G columns in registers and rotates all pairs between them, G independent pairs at a time; lanes
+// run along rows for products and along pairs for angles. Round-robin groups, n/G − 1 rounds a sweep with a
+// barrier each, so that a sweep moves every column n/G times instead of n. G = 4 up to n = 256, 2 up to 512,
+// then 1 (float64: 96 and 192).
+//
+// A larger matrix is cut into B column blocks of `width` columns, which meet round-robin like groups: B − 1
+// rounds a sweep, in each of which B/2 thread blocks rotate all pairs between two column blocks in shared
+// memory, in the first round those inside them, too. By count, for n = 512 of float32 and width = 32: a sweep
+// is 4n³ operations on 8 multiprocessors in 15 rounds, which move 2n² elements each between L2 and shared
+// memory, 31 MB in all. One block that left in L2 what does not fit would have 255 such rounds, and n³ alone.
+// The rounds need no launch each (12 sweeps of 15, most of them empty) and no cluster, which sm_80 lacks and
+// n = 1,024 does not fit: see Turns.
+//
+// Numerics: T, columns scaled by 1/sqrt(trace) so that squares neither overflow nor vanish; squared norms are
+// updated by every rotation and summed anew whenever columns are loaded or a sweep begins; those that choose
+// the rank are summed in double. Which block does what decides nothing: results are the same in every run.
+// Template: T = float, double. Any number of threads that is a multiple of 32. Sizes up to 1,024. Source:
+// Hestenes 1958; Drmač & Veselić 2008 (Jacobi on the Cholesky factor); Bečka & Vajteršic 1999 (column
+// blocks). Loops are not unrolled where 128 registers (512 threads) would spill.
 #pragma once
 
 #include "kernels/limits.h"
 #include "kernels/problems.h"
+#include "kernels/table.cuh"
 #include "kernels/warp.cuh"
 
 namespace tk {
 
+// Two players that meet: m = others + 1 of them (an even number) meet round-robin. In round r, m − 1 meets r,
+// and r + k meets r − k (mod m − 1).
+struct Meeting {
+  int low, high;
+  __device__ Meeting(int a, int b) : low(min(a, b)), high(max(a, b)) {}
+  static __device__ Meeting round_robin(int round, int k, int others) {
+    if (k == 0) return {others, round};
+    return {(round + k) % others, (round + others - k) % others};
+  }
+};
+
 template <class T>
 struct JacobiColumns {
-  double* energy;         // of column j, relative to the trace
-  T* squares;             // ‖column j‖²
-  int* order;             // columns by descending energy
-  T *near, *far;          // columns below `resident` are in shared memory, the others in device memory
-  int n, rows, resident;  // rows of a column
+  double* energy;  // of column j, relative to the trace
+  T* squares;      // ‖column j‖²
+  int* order;      // columns by descending energy
+  T* columns;
+  int n, rows;  // columns, and rows of one
 
-  // `memory` holds what jacobi_svd_shared says.
-  __device__ JacobiColumns(void* memory, T* far, int n, int rows, int resident)
+  // `memory` holds what jacobi_svd_shared says, the columns at its end unless they lie elsewhere.
+  __device__ JacobiColumns(void* memory, int n, int rows, T* columns = nullptr)
       : energy(static_cast<double*>(memory)),
         squares(reinterpret_cast<T*>(energy + n)),
         order(reinterpret_cast<int*>(squares + n)),
-        near(squares + 2 * n),
-        far(far),
+        columns(columns ? columns : squares + 2 * n),
         n(n),
-        rows(rows),
-        resident(resident) {}
-  __device__ __forceinline__ T* column(int j) const { return (j < resident ? near : far) + j * rows; }
+        rows(rows) {}
+  __device__ __forceinline__ T* column(int j) const { return columns + j * rows; }
 
-  __device__ void load(const T* factor, T scale) const {
-#pragma unroll 1
-    for (int e = threadIdx.x; e < n * rows; e += blockDim.x)
-      (e < resident * rows ? near : far)[e] = factor[e] * scale;
-    __syncthreads();
+  // Columns from `begin` on become those from `from` on, `count` of them; zero from `live` on.
+  __device__ void load(int begin, int count, const T* from, int live, T scale) const {
+    T* to = column(begin);
+#pragma unroll 4
+    for (int e = threadIdx.x; e < live * rows; e += blockDim.x) to[e] = from[e] * scale;
+    for (int e = live * rows + threadIdx.x; e < count * rows; e += blockDim.x) to[e] = 0;
+  }
+  __device__ void store(int begin, int count, T* to) const {
+    const T* from = column(begin);
+#pragma unroll 4
+    for (int e = threadIdx.x; e < count * rows; e += blockDim.x) to[e] = from[e];
   }
 
   __device__ void sum_squares() const {
@@ -177,31 +198,31 @@ struct JacobiColumns {
     return true;
   }
 
-  // All pairs once; whether any was rotated. In round r, group m−1 meets r and r+k meets r−k (mod m−1); a
-  // group without a partner is alone in the first round, which also rotates within groups.
+  // All pairs once, or with `across` those between the first half of the columns and the second; whether any
+  // was rotated. A group without a partner is alone in the first round, which also rotates within groups.
   template <int G, int R>
-  __device__ bool sweep(T tolerance) const {
-    const int groups = (n + G - 1) / G, players = groups + groups % 2, others = players - 1;
+  __device__ bool sweep(T tolerance, bool across) const {
+    const int groups = (n + G - 1) / G, half = (groups + 1) / 2, others = 2 * half - 1;
     bool rotated = false;
-    for (int round = 0; round < others; ++round) {
+    for (int round = 0; round < (across ? half : others); ++round) {
+      const bool within = round == 0 && !across;
 #pragma unroll 1
-      for (int k = threadIdx.x / 32; k < players / 2; k += blockDim.x / 32) {
-        const int a = k == 0 ? players - 1 : (round + k) % others;
-        const int b = k == 0 ? round : (round + others - k) % others;
-        if (max(a, b) < groups || (G > 1 && round == 0))
-          rotated |= meet<G, R>(min(a, b), max(a, b), round == 0, tolerance);
+      for (int k = threadIdx.x / 32; k < half; k += blockDim.x / 32) {
+        const Meeting at =
+            across ? Meeting(k, half + (k + round) % half) : Meeting::round_robin(round, k, others);
+        if (at.high < groups || (G > 1 && within)) rotated |= meet<G, R>(at.low, at.high, within, tolerance);
       }
       __syncthreads();
     }
     return __syncthreads_or(rotated);
   }
 
-  __device__ bool sweep(T tolerance) const {
+  __device__ bool sweep(T tolerance, bool across = false) const {
     constexpr int held = sizeof(T) == 4 ? 64 : 24;  // elements in the registers of a lane
-    if (sizeof(T) == 4 && rows <= 128) return sweep<4, 4>(tolerance);
-    if (rows <= 4 * held) return sweep<4, held / 8>(tolerance);
-    if (rows <= 8 * held) return sweep<2, held / 4>(tolerance);
-    return sweep<1, held / 4>(tolerance);
+    if (sizeof(T) == 4 && rows <= 128) return sweep<4, 4>(tolerance, across);
+    if (rows <= 4 * held) return sweep<4, held / 8>(tolerance, across);
+    if (rows <= 8 * held) return sweep<2, held / 4>(tolerance, across);
+    return sweep<1, held / 4>(tolerance, across);
   }
 
   // Energies and the order of the columns. `shift` is what the factor's squares have too much.
@@ -238,16 +259,11 @@ struct JacobiColumns {
   }
 };
 
+// Sorts rotated columns, chooses the rank, and writes what is wanted.
 template <class T>
-__device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory) {
+__device__ void finish_jacobi(const JacobiProblem<T>& p, const JacobiColumns<T>& a) {
   TK_SHARED(int, rank);
   const int n = p.size;
-  const JacobiColumns<T> a(memory, p.factor, n, n, p.resident);
-  a.load(p.factor, *p.trace > 0 ? T(1 / sqrt(*p.trace)) : T(1));
-  for (int s = 0; s < p.sweeps; ++s) {
-    a.sum_squares();
-    if (!a.sweep(T(p.tolerance))) break;
-  }
   const double trace = *p.trace;
   a.sort(p.shift, !(trace > 0));
   if (threadIdx.x == 0) {
@@ -266,11 +282,120 @@ __device__ void jacobi_svd_in(const JacobiProblem<T>& p, void* memory) {
 }
 
 template <class T>
+__device__ T scale_of(const JacobiProblem<T>& p) {
+  return *p.trace > 0 ? T(1 / sqrt(*p.trace)) : T(1);
+}
+
+// The two column blocks that meet in a turn. Only the later one can have less than `width` columns, or none.
+template <class T>
+struct ColumnBlocks {
+  T *low, *high;
+  int width, low_live, high_live;
+
+  __device__ ColumnBlocks(const JacobiProblem<T>& p, int turn) : width(p.width) {
+    const int others = 2 * p.meetings - 1, n = p.size;
+    const Meeting at = Meeting::round_robin(turn / p.meetings % others, turn % p.meetings, others);
+    low = p.factor + at.low * width * n, high = p.factor + at.high * width * n;
+    low_live = min(width, n - at.low * width), high_live = min(width, max(n - at.high * width, 0));
+  }
+  __device__ void load(const JacobiColumns<T>& a, T scale) const {
+    a.load(0, width, low, low_live, scale);
+    a.load(width, width, high, high_live, scale);
+  }
+  __device__ void store(const JacobiColumns<T>& a) const {
+    a.store(0, low_live, low);
+    a.store(width, high_live, high);
+  }
+};
+
+// How several blocks share the rounds of one matrix. A turn is one meeting of column blocks. Turns are handed
+// out in order, and one may begin when those of all earlier rounds are done. So a block waits only for turns
+// that blocks took before it, which run: some block always goes on, however few fit on the device, whichever
+// come first, and whether or not the others come at all.
+struct Turns {
+  int32_t *taken, *done;  // how many
+  int32_t* rotated;       // the last sweep in which something turned, from 1 on
+  int rounds, meetings;   // of a sweep, of a round
+
+  template <class T>
+  __device__ explicit Turns(const JacobiProblem<T>& p)
+      : taken(p.progress),
+        done(p.progress + 1),
+        rotated(p.progress + 2),
+        rounds(2 * p.meetings - 1),
+        meetings(p.meetings) {}
+  __device__ int sweep(int turn) const { return turn / meetings / rounds; }
+  __device__ int round(int turn) const { return turn / meetings % rounds; }
+  __device__ bool first_of_sweep(int turn) const { return turn % (meetings * rounds) == 0; }
+
+  // The next turn, once it may begin: then all that earlier rounds wrote can be read. One thread. `over`:
+  // before this turn's sweep nothing was left to rotate; the first of its turns is to finish.
+  __device__ int take(int sweeps, bool& over) const {
+    const int turn = atomicAdd(taken, 1), round_begins = turn / meetings * meetings;
+    wait(round_begins - round(turn) * meetings);
+    over = sweep(turn) == sweeps || atomicAdd(rotated, 0) < sweep(turn);
+    if (!over) wait(round_begins);
+    return turn;
+  }
+  __device__ void wait(int turns) const {
+    while (atomicAdd(done, 0) < turns) __nanosleep(100);
+    __threadfence();
+  }
+
+  // After a barrier behind the last write of the turn. One thread.
+  __device__ void end(int turn, bool turned) const {
+    if (turned) atomicMax(rotated, sweep(turn) + 1);
+    __threadfence();
+    atomicAdd(done, 1);
+  }
+};
+
+template <class T>
+__device__ void jacobi_svd_in(const JacobiProblem<T>* problem, void* memory) {
+  // In shared memory, so that nothing of it takes registers while columns rotate; and one call of `sweep`,
+  // since with two of them registers spill.
+  TK_SHARED(JacobiProblem<T>, p);
+  TK_SHARED(int, turn);
+  TK_SHARED(bool, over);
+  if (threadIdx.x == 0) p = *problem, over = false;
+  __syncthreads();
+  const bool alone = p.width == 0;
+  const JacobiColumns<T> a(memory, alone ? p.size : 2 * p.width, p.size);
+  if (alone) a.load(0, p.size, p.factor, p.size, scale_of(p));
+  // Blocks that share a matrix take as many turns as each has where all get on equally well, and one to end.
+  const int most = alone ? p.sweeps : p.sweeps * Turns(p).rounds + 1;
+  bool turned = true;
+  for (int count = 0; count < most && (turned || !alone); ++count) {
+    if (!alone) {
+      if (threadIdx.x == 0) turn = Turns(p).take(p.sweeps, over);
+      __syncthreads();
+      if (over) break;
+      ColumnBlocks<T>(p, turn).load(a, turn < p.meetings ? scale_of(p) : T(1));
+    }
+    __syncthreads();
+    a.sum_squares();
+    turned = a.sweep(T(p.tolerance), !alone && Turns(p).round(turn) > 0);
+    if (!alone) {
+      if (turned || turn < p.meetings) ColumnBlocks<T>(p, turn).store(a);
+      __syncthreads();
+      if (threadIdx.x == 0) Turns(p).end(turn, turned);
+    }
+  }
+  __syncthreads();
+  if (alone) finish_jacobi(p, a);
+  if (over && Turns(p).first_of_sweep(turn))
+    finish_jacobi(p, JacobiColumns<T>(memory, p.size, p.size, p.factor));
+}
+
+template <class T>
 __global__ void __launch_bounds__(jacobi_svd_threads, 1)
-    jacobi_svd(const JacobiProblem<T>* __restrict__ problems) {
+    jacobi_svd(const JacobiProblem<T>* __restrict__ problems, int count) {
   TK_DYN_SMEM(double, memory);
-  const JacobiProblem<T>& p = problems[blockIdx.x];
+  const int block = blockIdx.x;
+  const JacobiProblem<T>& p =
+      problems[problem_of_tile(problems, count, block, &JacobiProblem<T>::first_block)];
   if (p.flag != nullptr && *p.flag != 0) {
+    if (block != p.first_block) return;
     for (int e = threadIdx.x; e < p.size * p.size; e += blockDim.x)
       p.basis[e] = e / p.size == e % p.size ? T(1) : T(0);
     if (p.sigma != nullptr)
@@ -278,7 +403,7 @@ __global__ void __launch_bounds__(jacobi_svd_threads, 1)
     if (p.rank != nullptr && threadIdx.x == 0) *p.rank = p.size;
     return;
   }
-  jacobi_svd_in(p, memory);
+  jacobi_svd_in(&p, memory);
 }
 
 }  // namespace tk

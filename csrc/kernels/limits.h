@@ -18,19 +18,20 @@ constexpr int32_t largest_factorization = 1024;
 // What a block may have of shared memory without asking for more.
 constexpr int64_t granted_shared_bytes = 48 * 1024;
 
-// Dynamic shared memory of a block with one problem. A matrix that does not fit keeps its first rows (columns
-// for jacobi_svd) there and the others in device memory.
+// Dynamic shared memory of a block with one problem.
 template <class T>
 constexpr int64_t project_out_shared(int64_t rows) {
   return (rows + projection_chunk) * projection_columns * static_cast<int64_t>(sizeof(T));
 }
-// What a problem needs besides the matrix, and the matrix's rows or columns up to `resident`.
+// What a problem needs besides the matrix, and the matrix's rows up to `resident`; the others lie in device
+// memory.
 constexpr int64_t semidefinite_cholesky_shared(int64_t size, int64_t resident) {
   return size * 16 + resident * (resident + 1) / 2 * 8;
 }
+// So many columns: what a block needs besides them, and with them.
 template <class T>
-constexpr int64_t jacobi_svd_shared(int64_t size, int64_t resident) {
-  return size * (8 + 2 * static_cast<int64_t>(sizeof(T))) + resident * size * static_cast<int64_t>(sizeof(T));
+constexpr int64_t jacobi_svd_shared(int64_t columns, int64_t rows) {
+  return columns * (8 + (2 + rows) * static_cast<int64_t>(sizeof(T)));
 }
 
 }  // namespace tk

@@ -135,9 +135,10 @@ struct CholeskyProblem {
 // Where the flag is set: rank = size, basis = identity, sigma = NaN.
 template <class T>
 struct JacobiProblem {
-  T* factor;  // destroyed
-  T* basis;   // row-major size×size
-  T* sigma;   // null, or sqrt(energy) descending
+  T* factor;          // destroyed
+  int32_t* progress;  // three zeros where several blocks have the matrix, else null
+  T* basis;           // row-major size×size
+  T* sigma;           // null, or sqrt(energy) descending
   const double* trace;
   int64_t* rank;  // null, or where the rank goes
   const int32_t* flag;
@@ -146,7 +147,9 @@ struct JacobiProblem {
   double tolerance;  // rotate where |x·y| > tolerance ‖x‖‖y‖
   int32_t size, sweeps;
   int32_t min_rank, max_rank;
-  int32_t resident;  // columns that lie in shared memory; the others stay in `factor`
+  int32_t width;        // 0: one block has the matrix; else several do, as pairs of so many columns meet
+  int32_t meetings;     // ⌈size / (2 width)⌉: how many blocks that is
+  int32_t first_block;  // of the launch
 };
 
 // A truncated core's ranks and relative error: error = sqrt(Σ squares / trace), 0 where the trace is 0, NaN

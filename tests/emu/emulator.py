@@ -63,8 +63,8 @@ PROBLEMS = {
     "i:transposed i:newton i:on_flag",
     "semidefinite_cholesky": "p:gram p:work p:inverse p:factor p:trace p:rank p:flag d:tolerance d:relative "
     "d:shift i:size i:sort i:defer i:pack i:resident",
-    "jacobi_svd": "p:factor p:basis p:sigma p:trace p:rank p:flag d:bound d:shift d:tolerance i:size i:sweeps "
-    "i:min_rank i:max_rank i:resident",
+    "jacobi_svd": "p:factor p:progress p:basis p:sigma p:trace p:rank p:flag d:bound d:shift d:tolerance i:size "
+    "i:sweeps i:min_rank i:max_rank i:width i:meetings i:first_block",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int32, "l": ctypes.c_int64, "d": ctypes.c_double}
 _DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}

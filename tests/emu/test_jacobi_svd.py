@@ -5,6 +5,8 @@ the orthogonality of vectors whose values are not tiny. The rank is the smallest
 as the float64 SVD says.
 """
 
+import math
+
 import numpy as np
 import pytest
 
@@ -14,10 +16,19 @@ THREADS = 512
 
 
 def run(
-    factors, dtype=np.float32, sweeps=15, bound=0.0, ranks=(0, 10**6), shift=0.0, traces=None, flags=None, near=1.0
+    factors,
+    dtype=np.float32,
+    sweeps=15,
+    bound=0.0,
+    ranks=(0, 10**6),
+    shift=0.0,
+    traces=None,
+    flags=None,
+    width=0,
+    progress=(0, 0, 0),
 ):
-    """basis, sigma and rank of every matrix, in one launch."""
-    rows, found, size = [], [], np.dtype(dtype).itemsize
+    """basis, sigma and rank of every matrix, in one launch; by blocks that meet over `width` columns, 0: by one."""
+    rows, found, size, blocks, shared = [], [], np.dtype(dtype).itemsize, 0, 0
     for i, a in enumerate(factors):
         n = len(a)
         factor = np.array(a.T, dtype, order="C")  # column-major
@@ -26,10 +37,16 @@ def run(
         flag = np.array([0 if flags is None else flags[i]], np.int32)
         row = emulator.problem(factor=factor, basis=basis, sigma=sigma, trace=trace, rank=rank, flag=flag)
         row |= emulator.problem(bound=bound, shift=shift, tolerance=8 * np.finfo(dtype).eps, size=n, sweeps=sweeps)
-        rows.append(row | emulator.problem(min_rank=ranks[0], max_rank=ranks[1], resident=int(near * n)))
+        row |= emulator.problem(
+            min_rank=ranks[0], max_rank=ranks[1], progress=np.array(progress, np.int32), width=width
+        )
+        meetings = math.ceil(n / (2 * width)) if width else 0
+        rows.append(row | emulator.problem(meetings=meetings, first_block=blocks))
         found.append((basis, sigma, rank))
-    shared = max((int(near * len(a)) + 2) * len(a) * size + len(a) * 8 for a in factors)
-    emulator.launch("jacobi_svd", dtype, rows, block=THREADS, shared=shared)
+        columns = 2 * width or n
+        shared = max(shared, columns * ((n + 2) * size + 8), n * (2 * size + 8))
+        blocks += max(meetings, 1)
+    emulator.launch("jacobi_svd", dtype, rows, grid=blocks, block=THREADS, shared=shared)
     return [(basis, sigma, int(rank[0])) for basis, sigma, rank in found]
 
 
@@ -56,12 +73,12 @@ def assert_svd(a, basis, sigma, dtype):
 @pytest.mark.sanitize
 @pytest.mark.parametrize("order", emulator.ORDERS)
 @pytest.mark.parametrize(
-    ("dtype", "near"), [(np.float32, 1.0), (np.float32, 0.4), (np.float32, 0.0), (np.float64, 1.0)]
+    ("dtype", "width"), [(np.float32, 0), (np.float32, 4), (np.float32, 8), (np.float64, 0), (np.float64, 4)]
 )
-def test_sizes_in_one_launch(order, dtype, near):
+def test_sizes_in_one_launch(order, dtype, width):
     emulator.set_thread_order(order)
     factors = [cholesky_factor(n, np.logspace(0, -2, n), seed=n) for n in (1, 2, 7, 16, 25)]
-    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, near=near)):
+    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, width=width)):
         assert rank == len(a)
         assert_svd(a, basis, sigma, dtype)
 
@@ -73,15 +90,15 @@ def matchings(n, seed):
     return [*near, list(zip(shuffled[: n // 2], shuffled[n // 2 :]))]
 
 
-# Sizes whose columns meet in groups of 4, 2 and 1, with an even and an odd number of groups.
+# Sizes whose columns meet in groups of 4, 2 and 1, with an even and an odd number of groups and of column blocks.
 @pytest.mark.parametrize(
-    ("dtype", "n", "some"),
-    [(np.float32, n, slice(0, 5)) for n in (3, 30, 131)]
-    + [(np.float32, n, slice(4, 5)) for n in (256, 263)]
-    + [(np.float64, n, slice(0, 5)) for n in (40, 98, 105)]
-    + [(np.float64, 195, slice(4, 5)), pytest.param(np.float32, 521, slice(4, 5), marks=pytest.mark.long)],
+    ("dtype", "n", "width", "some"),
+    [(np.float32, n, width, slice(0, 5)) for n, width in [(3, 0), (30, 0), (131, 0), (3, 4), (30, 4), (70, 8)]]
+    + [(np.float32, n, width, slice(4, 5)) for n, width in [(256, 32), (263, 16)]]
+    + [(np.float64, n, width, slice(0, 5)) for n, width in [(40, 0), (98, 0), (105, 0), (98, 16), (105, 8)]]
+    + [(np.float64, 195, 32, slice(4, 5)), pytest.param(np.float32, 521, 32, slice(4, 5), marks=pytest.mark.long)],
 )
-def test_a_sweep_meets_every_pair(dtype, n, some):
+def test_a_sweep_meets_every_pair(dtype, n, width, some):
     """Where only disjoint pairs of columns are not orthogonal, one sweep is enough, and A Aᵀ stays as it was."""
     rng = np.random.default_rng(n)
     u, _ = np.linalg.qr(rng.standard_normal((n, n)))
@@ -91,7 +108,7 @@ def test_a_sweep_meets_every_pair(dtype, n, some):
         for p, q in pairs:
             a[:, p] += rng.uniform(0.2, 0.9) * a[:, q]
         factors.append(a)
-    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, near=min(0.4, 50000 / n**2), sweeps=1)):
+    for a, (basis, sigma, rank) in zip(factors, run(factors, dtype, width=width, sweeps=1)):
         assert rank == n
         basis = basis.astype(np.float64)
         assert np.abs(basis.T @ basis - np.eye(n)).max() <= 40 * np.finfo(dtype).eps
@@ -107,30 +124,32 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("n", [66, *(pytest.param(n, marks=pytest.mark.long) for n in (241, 300))])
-def test_matrix_families(n, family):
+@pytest.mark.parametrize(
+    ("n", "width"), [(66, 0), (66, 8), *(pytest.param(n, 32, marks=pytest.mark.long) for n in (241, 300))]
+)
+def test_matrix_families(n, width, family):
     a, bound = cholesky_factor(n, FAMILIES[family](n)), 1e-8
-    ((basis, sigma, rank),) = run([a], near=min(1, 54000 / n**2), bound=bound)
+    ((basis, sigma, rank),) = run([a], width=width, bound=bound)
     tails = np.append(np.cumsum(np.linalg.svd(a, compute_uv=False)[::-1] ** 2)[::-1], 0)
     assert rank == int(np.argmax(tails <= bound * tails[0]))
     assert_svd(a, basis, sigma, np.float32)
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("n", [98, 195])
-def test_smaller_groups_under_sanitizers(n):
+@pytest.mark.parametrize(("n", "width"), [(98, 0), (98, 16), (195, 32)])
+def test_smaller_groups_under_sanitizers(n, width):
     a = cholesky_factor(n, np.linspace(1, 0.5, n))
-    ((basis, sigma, _),) = run([a], np.float64, near=0.4, sweeps=1)
+    ((basis, sigma, _),) = run([a], np.float64, width=width, sweeps=1)
     rotated = basis * sigma
     assert np.abs(rotated @ rotated.T - a @ a.T).max() <= (n + 4) * np.finfo(np.float64).eps
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("n", [512, 1024])
-def test_large_matrices_keep_their_bound(n):
+@pytest.mark.parametrize(("n", "width"), [(512, 32), (1024, 16)])
+def test_large_matrices_keep_their_bound(n, width):
     bound = 1e-3
     a = cholesky_factor(n, np.logspace(0, -4, n))
-    ((basis, _, rank),) = run([a], near=54000 / n**2, sweeps=1, bound=bound)
+    ((basis, _, rank),) = run([a], width=width, sweeps=1, bound=bound)
     kept, _ = np.linalg.qr(basis[:, :rank].astype(np.float64))
     assert np.sum((a - kept @ (kept.T @ a)) ** 2) <= bound * np.sum(a**2) * (1 + 1e-5)
 
@@ -175,7 +194,8 @@ def test_scale_does_not_matter():
         assert np.allclose(sigma / sigma[0], plain[1] / plain[1][0], rtol=0, atol=1e-5)
 
 
-def test_ties_zero_and_flagged():
+@pytest.mark.parametrize("width", [0, 4])
+def test_ties_zero_and_flagged(width):
     n = 6
     equal, zero, flagged = run(
         [2 * np.eye(n), np.eye(n), np.full((n, n), np.nan)],
@@ -183,6 +203,7 @@ def test_ties_zero_and_flagged():
         ranks=(1, n),
         traces=[4.0 * n, 0.0, np.nan],
         flags=[0, 0, 1],
+        width=width,
     )
     assert np.array_equal(equal[0], np.eye(n)[:, :] * (np.arange(n) < equal[2])), "equal columns stay in order"
     assert equal[2] == 4, "two of six equal energies fit in 0.4"
@@ -191,6 +212,23 @@ def test_ties_zero_and_flagged():
     assert np.array_equal(flagged[0], np.eye(n))
     assert np.isnan(flagged[1]).all()
     assert flagged[2] == n
+
+
+# 20 columns, 4 each: 3 meetings a round, 5 rounds a sweep. Turns taken, turns done, the last sweep that rotated.
+@pytest.mark.parametrize(
+    ("progress", "waits"),
+    [((1, 0, 0), True), ((1, 1, 0), False), ((15, 14, 0), True), ((15, 14, 1), True), ((15, 15, 0), False)],
+)
+def test_a_round_begins_when_the_turns_before_it_are_done(progress, waits):
+    """A turn that another block took and has not ended holds up the next round, and what the sweep has to say."""
+    a = np.diag(np.linspace(2, 1, 20))
+    if waits:
+        with pytest.raises(emulator.EmulationError, match="waits for one that runs only after it"):
+            run([a], width=4, progress=progress)
+    else:
+        ((basis, _, rank),) = run([a], width=4, progress=progress)
+        assert rank == 20
+        assert np.array_equal(basis, np.eye(20))
 
 
 def test_shift_is_taken_off_the_energies():
