@@ -9,7 +9,6 @@ fixed random sample of the grid; none of them is one of `calibrate.LAYERS`.
 """
 
 import argparse
-import dataclasses
 import itertools
 import json
 import random
@@ -76,7 +75,7 @@ def _measurements(group):
 
 def _seen(conv):
     """The layer as `tucker_conv` chooses for it: without the pixels that a 1×1 window steps over."""
-    return dataclasses.replace(conv, size=conv.out_size, stride=(1, 1)) if max(conv.window) == 1 else conv
+    return conv._replace(size=conv.out_size, stride=(1, 1)) if max(conv.window) == 1 else conv
 
 
 def judge(groups, machine=None, part=slice(None)):

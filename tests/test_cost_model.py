@@ -19,10 +19,10 @@ def larger(conv):
     """The same layer with one size more at a time."""
     for name in ("batch", "n_out", "n_in", "r_out", "r_in"):
         for step in (1, 7, 64):
-            yield dataclasses.replace(conv, **{name: getattr(conv, name) + step})
+            yield conv._replace(**{name: getattr(conv, name) + step})
     for step in (1, 3, 16):
         grown = tuple(n + step for n in conv.size)
-        yield dataclasses.replace(conv, size=grown, out_size=tuple(n + step for n in conv.out_size))
+        yield conv._replace(size=grown, out_size=tuple(n + step for n in conv.out_size))
 
 
 @pytest.mark.parametrize("path", cost_model.PATHS)
@@ -30,7 +30,7 @@ def larger(conv):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_more_work_is_never_expected_to_be_faster(path, training, dtype):
     for r, size in itertools.product((1, 8, 32, 64), (1, 4, 7, 16)):
-        conv = dataclasses.replace(LAYER, r_out=r, r_in=r, size=(size, size), out_size=(size, size))
+        conv = LAYER._replace(r_out=r, r_in=r, size=(size, size), out_size=(size, size))
         before = cost_model.seconds(path, conv, dtype, training)
         assert before > 0
         for other in larger(conv):
@@ -47,20 +47,20 @@ def test_more_threads_and_less_training_are_never_slower():
 def test_operations_of_the_chain_are_those_of_three_convolutions():
     pixels = 32 * 16 * 16
     assert cost_model.operations("chain", LAYER) == 2 * pixels * (128 * 32 + 9 * 32 * 32 + 32 * 128)
-    whole = dataclasses.replace(LAYER, r_out=None, r_in=None)
+    whole = LAYER._replace(r_out=None, r_in=None)
     assert cost_model.operations("chain", whole) == 2 * pixels * 9 * 128 * 128
 
 
 def test_taps_outside_the_image_are_not_counted():
-    conv = dataclasses.replace(LAYER, batch=1, size=(4,), out_size=(4,), window=(5,), stride=(1,), padding=(2,))
-    conv = dataclasses.replace(conv, dilation=(1,))
+    conv = LAYER._replace(batch=1, size=(4,), out_size=(4,), window=(5,), stride=(1,), padding=(2,))
+    conv = conv._replace(dilation=(1,))
     assert cost_model._inside(conv) == 3 + 4 + 4 + 3
 
 
 def test_low_rank_factors_and_full_rank_reconstructs():
-    low = dataclasses.replace(LAYER, r_out=4, r_in=4)
+    low = LAYER._replace(r_out=4, r_in=4)
     assert cost_model.choose(low, ("chain", "reconstruct")) == "chain"
-    full = dataclasses.replace(LAYER, r_out=128, r_in=128)
+    full = LAYER._replace(r_out=128, r_in=128)
     assert cost_model.choose(full, ("chain", "reconstruct")) == "reconstruct"
 
 

@@ -20,6 +20,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,9 +34,11 @@ TILES = None if _C is None else _C.tile_costs()
 HYSTERESIS = 0.1  # a path that is in use stays unless another is expected to take this much less time
 
 
-@dataclasses.dataclass(frozen=True)
-class Conv:
-    """Sizes of a Tucker convolution; a rank of None is a channel mode without a factor."""
+class Conv(NamedTuple):
+    """Sizes of a Tucker convolution; a rank of None is a channel mode without a factor.
+
+    A tuple, which is hashed and compared without Python code: every call looks its path up by one.
+    """
 
     batch: int
     n_out: int
@@ -189,7 +192,7 @@ def project_gradient(conv, known=(0, 0)):
 
     def products(late):
         m, n = (size if later else r for later, size, r in zip(late, (conv.n_out, conv.n_in), conv.ranks))
-        seen = dataclasses.replace(conv, r_out=m, r_in=n)
+        seen = conv._replace(r_out=m, r_in=n)
         count = _window_products(seen) * (m * n - (0 if any(late) else math.prod(known)))
         count += conv.n_out * conv.ranks[0] * (3 * taps * n if late[0] else pixels_out)
         return count + conv.n_in * conv.ranks[1] * (3 * taps * conv.ranks[0] if late[1] else pixels_in)
@@ -242,7 +245,11 @@ def _products(changes, factored):
     return total
 
 
-_expected = functools.lru_cache(4096)(seconds)
+def _path_seconds(conv, paths, **how):
+    return {path: seconds(path, conv, **how) for path in paths}
+
+
+_expected = functools.lru_cache(4096)(_path_seconds)
 _linear_products = functools.lru_cache(1024)(linear_products)
 
 
@@ -275,7 +282,7 @@ def choose(conv, paths=PATHS, previous=None, **how):
     do not make the path do the same.
     """
     cached = how.get("machine") is None and not torch.compiler.is_dynamo_compiling()
-    times = {path: (_expected if cached else seconds)(path, conv, **how) for path in paths}
+    times = (_expected if cached else _path_seconds)(conv, paths, **how)
     best = min(times, key=times.get)
     if previous in times and times[best] > (1 - HYSTERESIS) * times[previous]:
         return previous
