@@ -68,7 +68,7 @@ class Layer:
     @classmethod
     def random(cls, shape, divisor, warm, modes=(0, 1, 2, 3)):
         ranks = [r if i in modes else n for i, (n, r) in enumerate(zip(shape, ranks_of(shape, divisor)))]
-        bases = [torch.linalg.qr(torch.randn(shape[i], ranks[i]))[0] for i in modes]
+        bases = [torch.linalg.qr(torch.randn(shape[i], ranks[i]))[0].contiguous() for i in modes]  # as steps leave them
         core = torch.randn(ranks)
         if warm:
             for i in modes:

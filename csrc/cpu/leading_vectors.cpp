@@ -80,9 +80,8 @@ int64_t warm_vectors(int64_t n, const double* g, const RankRule& rule, double* r
   for (int64_t i = 0; i < n; ++i) energy[i] = sorted[i * n + i];
   sum_up();
   const std::vector<double> diagonal_tail = tail;
-  double all = 0, diagonal = 0;
-  for (int64_t i = 0; i < n * n; ++i) all += sorted[i] * sorted[i];
-  for (int64_t i = 0; i < n; ++i) diagonal += energy[i] * energy[i];
+  const double all = simd<double>().sum_squares(n * n, sorted);
+  const double diagonal = simd<double>().sum_squares(n, energy.data());
   if (all - diagonal > nearly_diagonal * diagonal) return -1;
   if (!sharp(choose_rank(n, energy.data(), n, 0, rule), diagonal_tail, 3)) return -1;
   const double lost = semidefinite_cholesky<double>(n, sorted, n * eps * sorted[0], lt);
