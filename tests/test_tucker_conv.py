@@ -170,6 +170,19 @@ def test_the_window_of_the_core_gradient_follows_from_its_factors(backend):
     assert torch.equal(tk.tucker_conv_core_grad(input, grad, factors, None, *problem.geometry), given)
 
 
+def test_compiled_once_for_images_of_several_sizes():
+    """From the second on sizes are symbols, and so are the times by which a path is chosen."""
+    core, u_out, u_in = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3, 3, 3), (5, 2), (4, 3)))
+    factors = [u_out, u_in, None, None]
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: tk.tucker_conv(x, core, factors), fullgraph=True, backend="aot_eager")
+    for size in (8, 9, 12):
+        input = torch.randn(2, 4, size, size, dtype=torch.float64, requires_grad=True)
+        y, expected = compiled(input), oracles.conv(input, core, factors, None, (1, 1), (0, 0), (1, 1))
+        assert_close(y.detach(), expected.detach(), "tucker_conv")
+        assert_close(*(torch.autograd.grad(result.sum(), input)[0] for result in (y, expected)), "tucker_conv_backward")
+
+
 MISTAKES = {
     "stride and dilation swapped": lambda x, c, f, b, s, p, d, path: tk.tucker_conv(
         x, c, f, b, (1, 2), p, (2, 1), path

@@ -283,7 +283,10 @@ def choose(conv, paths=PATHS, previous=None, **how):
     """
     cached = how.get("machine") is None and not torch.compiler.is_dynamo_compiling()
     times = (_expected if cached else _path_seconds)(conv, paths, **how)
-    best = min(times, key=times.get)
+    best = paths[0]
+    for path in paths:  # not min with a key, which torch.compile refuses for symbolic sizes
+        if times[path] < times[best]:
+            best = path
     if previous in times and times[best] > (1 - HYSTERESIS) * times[previous]:
         return previous
     return best
