@@ -169,6 +169,14 @@ def test_a_closure_that_cannot_be_called_is_named():
         tdlrt.TDLRT(network, lr=0.1).freeze_bases(1)
 
 
+def test_bounds_that_meet_fix_the_ranks():
+    network = tdlrt.tuckerize(model(), ranks=2)
+    optimizer = tdlrt.TDLRT(network, lr=0.1, min_rank=3, max_rank=3)
+    network(torch.randn(2, 16, 4, 4)).square().sum().backward()
+    optimizer.step()
+    assert all(ranks[:2] == (3, 3) for ranks in tdlrt.ranks(network).values())
+
+
 def test_numpy_scalars_are_numbers():
     """Sizes, ranks and tolerances that were computed with numpy."""
     three = np.int64(3)

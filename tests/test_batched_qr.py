@@ -87,6 +87,13 @@ def test_a_matrix_that_is_not_finite_gives_nan_and_leaves_the_others_alone(bad):
     check(A, qs[1], rs[1])
 
 
+def test_a_wide_matrix_has_no_derivative():
+    matrices = [gaussian(4, 3), gaussian(3, 4).requires_grad_()]
+    qs, rs = tk.batched_qr(matrices)
+    with pytest.raises(RuntimeError, match=r"matrix 1 has more columns \(4\) than rows \(3\)"):
+        (qs[1].sum() + rs[1].sum()).backward()
+
+
 def cholesky_qr(A):
     R = torch.linalg.cholesky(A.T @ A, upper=True)
     return torch.linalg.solve_triangular(R, A, upper=True, left=False), R

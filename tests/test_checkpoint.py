@@ -46,6 +46,7 @@ def test_the_network_comes_back_with_its_ranks(tmp_path, min_features):
     for path in (tmp_path, tmp_path / "checkpoint.pt"):
         again = checkpoint.network(checkpoint.load(path))
         assert tdlrt.ranks(again) == tdlrt.ranks(model)
+        assert not again.training
         pixels = torch.rand(3, 1, 8, 8)
         assert torch.equal(again(pixels), model.eval()(pixels))
 

@@ -76,6 +76,21 @@ def test_a_tolerance_leaves_dense_what_would_not_become_smaller(caplog):
     assert "no layer would become smaller" in caplog.text
 
 
+def test_a_group_is_as_wide_as_its_smaller_side():
+    (decision,) = tdlrt.plan(nn.Conv2d(64, 24, 3, groups=2))
+    assert decision.reason == "its smaller side in each of its 2 groups is 12, below min_features=16"
+
+
+def test_skip_takes_patterns():
+    model = nn.ModuleDict({"first": nn.Linear(20, 20), "final": nn.Linear(20, 20), "other": nn.Linear(20, 20)})
+    assert kinds(tdlrt.tuckerize(model, skip=["fi*"])) == {"other"}
+
+
+def test_groups_of_two_channels_are_not_depthwise():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 8, 3, groups=8))
+    assert kinds(tdlrt.tuckerize(model, min_features=0)) == {f"0.groups.{i}" for i in range(4)}
+
+
 def test_wide_groups_get_a_tucker_weight_each():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(32, 48, 3, groups=2), nn.ReLU(), nn.Conv2d(48, 48, 3, groups=4)).double()

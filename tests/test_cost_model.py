@@ -51,6 +51,18 @@ def test_operations_of_the_chain_are_those_of_three_convolutions():
     assert cost_model.operations("chain", whole) == 2 * pixels * 9 * 128 * 128
 
 
+def test_operations_of_reconstruct_are_those_of_the_weight_and_one_convolution():
+    conv = LAYER._replace(n_out=96, r_out=16, r_in=8)
+    weight = 9 * (96 * 16 * 8 + 96 * 128 * 8)  # U_out first
+    assert cost_model.operations("reconstruct", conv) == 2 * (32 * 16 * 16 * 9 * 96 * 128 + weight)
+
+
+def test_the_chain_writes_and_reads_its_rank_space_images():
+    conv = LAYER._replace(r_out=16, r_in=8, out_size=(8, 8), stride=(2, 2))
+    images = 32 * (16 * 16 * 8 + 8 * 8 * 16)
+    assert cost_model.memory("chain", conv, 4) - cost_model.memory("fused", conv, 4) == 4 * 2 * images
+
+
 def test_taps_outside_the_image_are_not_counted():
     conv = LAYER._replace(batch=1, size=(4,), out_size=(4,), window=(5,), stride=(1,), padding=(2,))
     conv = conv._replace(dilation=(1,))
@@ -62,6 +74,11 @@ def test_low_rank_factors_and_full_rank_reconstructs():
     assert cost_model.choose(low, ("chain", "reconstruct")) == "chain"
     full = LAYER._replace(r_out=128, r_in=128)
     assert cost_model.choose(full, ("chain", "reconstruct")) == "reconstruct"
+
+
+def test_a_linear_layer_without_factors_is_one_product():
+    """Both paths are then the same product: the first is taken, which reconstructs nothing."""
+    assert cost_model.choose_linear(5, ((4, None), (6, None)), 1) == "chain"
 
 
 def rates(rate=1e30, bandwidth=1e30, forward=1e-5, training=1e-5, team=1.0):
@@ -105,12 +122,19 @@ def test_a_layer_remembers_its_path(monkeypatch):
     assert memory == {True: "chain", False: "chain"}
 
 
-@pytest.mark.parametrize(("choice", "offered"), [("reference", False), ("cpu", True)])
-def test_fused_is_offered_where_a_back_end_has_it(choice, offered, monkeypatch):
+@pytest.mark.parametrize(
+    ("choice", "dtype", "dimensions", "offered"),
+    [
+        *(("reference", torch.float32, 2, False), ("cpu", torch.float32, 2, True), ("cpu", torch.bfloat16, 1, True)),
+        *(("cpu", torch.float16, 2, False), ("cpu", torch.float32, 3, False)),
+    ],
+)
+def test_fused_is_offered_where_a_back_end_has_it(choice, dtype, dimensions, offered, monkeypatch):
     asked = []
     monkeypatch.setattr(cost_model, "choose", lambda conv, paths, **_: asked.append(paths) or "chain")
+    x, core = torch.randn(1, 4, *[5] * dimensions, dtype=dtype), torch.randn(2, 2, *[3] * dimensions, dtype=dtype)
     with tk.use_backend(choice):
-        tk.tucker_conv(torch.randn(1, 4, 5, 5), torch.randn(2, 2, 3, 3), [torch.randn(4, 2)] * 2 + [None] * 2)
+        tk.tucker_conv(x, core, [torch.randn(4, 2, dtype=dtype)] * 2 + [None] * dimensions)
     assert ("fused" in asked[0]) is offered
 
 

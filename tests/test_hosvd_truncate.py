@@ -422,3 +422,16 @@ def test_the_check_sees_planted_mistakes(mistake):
     core, result = planted()[mistake]
     with pytest.raises(AssertionError):
         check(core, result, tol=0.1)
+
+
+@pytest.mark.parametrize("window", [(), (3, 3)], ids=str)
+def test_what_is_strong_outside_the_given_ranks_comes_in(window, backend):
+    """The core is small beyond its ranks, as after a step, but turned so far that one iteration would not do."""
+    values, turn = torch.tensor([10, 1, 0.6, 0.3]), torch.eye(4)
+    turn[1:3, 1:3] = torch.tensor([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]])
+    core = torch.zeros(4, 4, *window)
+    core.view(4, 4, -1)[:, :, 0] = turn * values
+    (new,), _, ranks, error = tk.hosvd_truncate([core], ranks=2, modes=(0,))
+    assert ranks[0, 0] == 2
+    assert float(new.double().norm()) >= (1 - 1e-6) * float(values[:2].norm())
+    assert float(error) <= 1.0001 * float(values[2:].norm() / values.norm())

@@ -232,3 +232,18 @@ def test_what_is_kept_outside_is_what_sgd_would_keep(options):
         sgd.step()
         m = momentum.advance(m, gradient, sgd.param_groups[0])
         assert torch.allclose(m, sgd.state[p]["momentum_buffer"])
+
+
+def test_a_mode_that_was_full_for_a_while_starts_from_rest():
+    """At full rank nothing is outside the bases; what was there before is not found again when the rank shrinks."""
+    layer = tdlrt.TuckerLinear(8, 8, bias=False, ranks=5, dtype=torch.float64)
+    optimizer = tdlrt.TDLRT(layer, lr=0.05, momentum=0.9)
+    x, y = torch.randn(2, 30, 8, dtype=torch.float64)
+    for tol, full in ((0.0, True), (0.0, True), (0.5, False), (0.1, False), (0.1, False)):
+        optimizer.param_groups[0]["tol"] = tol
+        optimizer.zero_grad()
+        (layer(x) - y).square().mean().backward()
+        optimizer.step()
+        assert (layer.ranks == (8, 8)) is full
+    for m, factor in zip(optimizer.state[layer.core][momentum.OUTSIDE], layer.factors, strict=True):
+        assert m.shape == factor.shape

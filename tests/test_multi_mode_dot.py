@@ -11,6 +11,7 @@ from problems import tensors
 from tolerances import assert_sum_close
 
 import tucker_kernels as tk
+from tucker_kernels.library import ops
 from tucker_kernels.reference import mode_order
 
 
@@ -49,6 +50,18 @@ def test_any_number_of_modes_equals_einsum(ndim, backend):
     check(x, random_matrices(x, range(ndim), [3, 2] * ndim), list(range(ndim)))
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_nine_modes_in_a_list(transpose, backend):
+    """More than the compiled kernel takes, beside a tensor of three."""
+    many, few = torch.randn([2, 3] * 4 + [2], dtype=torch.float64), torch.randn(4, 3, 5, dtype=torch.float64)
+    modes = [[1, 8], [2]]
+    matrices = [random_matrices(x, own, [4, 3], transpose) for x, own in zip((many, few), modes)]
+    flat = [[x for own in lists for x in own] for lists in (matrices, modes)]
+    found = ops.grouped_mode_dot([many, few], flat[0], [2, 1], flat[1], transpose)
+    for y, x, own, places in zip(found, (many, few), matrices, modes, strict=True):
+        assert torch.allclose(y, oracles.multi_mode_dot(x, own, places, transpose), rtol=0, atol=1e-12)
+
+
 def test_memory_format_is_kept(backend):
     x = torch.randn(2, 8, 5, 3).contiguous(memory_format=torch.channels_last)
     y = check(x, random_matrices(x, [1, 3], [4, 2]), [1, 3])
@@ -73,6 +86,8 @@ def test_none_skip_and_default_modes(backend):
         ((90, 80, 9), [0, 1, 2], [30, 100, 5]),  # no batch
         ((1, 64, 64, 3, 3), [1, 2], [16, 128]),
         ((60, 50, 3, 3), [0, 1, 2, 3], [16, 70, 2, 3]),  # the window modes are merged
+        ((50, 3, 4), [1, 2], [30, 20]),  # short modes with too many rows to be
+        ((300, 4, 7, 6), [1, 2, 3], [8, 14, 12]),  # intermediates that grow
     ],
 )
 def test_threads_change_no_bit(shape, modes, rows, transpose):

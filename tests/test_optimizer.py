@@ -448,6 +448,35 @@ def test_a_core_that_the_update_makes_infinite_is_put_back():
         assert not optimizer.state[layer.core]
 
 
+def test_a_core_of_full_rank_is_put_back_too():
+    layer = tdlrt.TuckerLinear(6, 6, bias=False)
+    optimizer = tdlrt.TDLRT(layer, lr=1e38, momentum=0.9)
+    before = layer.weight.detach().clone()
+    (1e6 * layer(torch.randn(4, 6)).sum()).backward()
+    with pytest.raises(tdlrt.NonFiniteError):
+        optimizer.step()
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("tol", [None, 0.1])
+def test_layers_of_two_dtypes_step_as_each_alone(tol):
+    layers = [tdlrt.TuckerLinear(9, 7, ranks=3), tdlrt.TuckerLinear(8, 6, ranks=3).double()]
+    rows = [torch.randn(5, 9), torch.randn(5, 8, dtype=torch.float64)]
+
+    def trained(*which):
+        chosen = torch.nn.ModuleList(copy.deepcopy(layers[i]) for i in which)
+        optimizer = tdlrt.TDLRT(chosen, lr=0.1, momentum=0.9, tol=tol)
+        for _ in range(3):
+            optimizer.zero_grad()
+            for layer, i in zip(chosen, which):
+                layer(rows[i]).square().sum().backward()
+            optimizer.step()
+        return [layer.weight.detach() for layer in chosen]
+
+    for found, alone in zip(trained(0, 1), trained(0) + trained(1), strict=True):
+        assert torch.allclose(found, alone, rtol=0, atol=100 * torch.finfo(found.dtype).eps)
+
+
 def test_gradients_whose_norm_overflows_are_finite():
     refuse_nonfinite([("large", torch.full((9,), 1e30))], LocalReducer())
     with pytest.raises(tdlrt.NonFiniteError, match=r"the gradient of bad holds"):

@@ -59,6 +59,14 @@ def test_a_tolerance_may_stay_below_the_budget():
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+def test_multiples_stay_within_max_rank():
+    model = tucker()
+    optimizer = tdlrt.TDLRT(model, lr=0.05, tol=0.0, rank_multiple=4, max_rank=6)
+    list(train(model, optimizer, 2))
+    found = [layer.ranks[i] for layer in optimizer.layers.values() for i in layer.modes]
+    assert max(found) == 6
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_cut_is_nearly_the_best_of_all(seed):
     """Against every combination of ranks; the objective is the sum over layers of the discarded shares of ‖C‖²."""

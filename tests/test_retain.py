@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tdlrt
 import torch
+from tdlrt.arguments import check_processes
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -159,3 +160,10 @@ def test_a_step_peaks_below_dense_training():
     assert peaks["one_pass, inline"] < peaks["one_pass"]
     # The meter sees a tensor come and go.
     assert harness.peak_bytes(lambda: torch.empty(2**20).sum()) == 2**22 + 4
+
+
+def test_what_is_for_one_process_is_refused_in_several():
+    with pytest.raises(ValueError, match=r"^retain is 'inline' with several processes"):
+        check_processes(False, "one_pass", "inline", False)
+    with pytest.raises(ValueError, match=r"^capturable is True with several processes"):
+        check_processes(False, "one_pass", "deferred", True)

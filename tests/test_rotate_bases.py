@@ -67,6 +67,14 @@ def test_result_does_not_depend_on_threads_strides_or_company():
         assert torch.equal(tk.rotate_bases([b], [p])[0], u)
 
 
+def test_rotations_are_read_where_they_are(backend):
+    """Leading columns of a larger matrix, by rows or by columns, and one column that is one number repeated."""
+    basis, whole = orthonormal(20, 4), orthonormal(4, 4)
+    repeated = torch.full((1, 1), 0.5, dtype=torch.float64).expand(4, 1)
+    for rotation in (whole.contiguous()[:, :2], whole.T.contiguous().T[:, :2], whole.contiguous()[:, 1:2], repeated):
+        check(basis, rotation, tk.rotate_bases([basis], [rotation])[0], 0.0)
+
+
 def test_nan_stays_visible(backend):
     basis = orthonormal(20, 6)
     basis[3, 2] = torch.nan

@@ -47,6 +47,14 @@ def test_half_precisions_round_once(name, path, dtype, backend):
     check_against_oracle(BY_NAME[name], dtype, path)
 
 
+@pytest.mark.parametrize("path", ["chain", "fused"])
+def test_bfloat16_rounds_ties_to_even(path, backend):
+    """The sums 1 + 2⁻⁸ and 1 + 2⁻⁷ + 2⁻⁸ lie in the middle of two neighbours."""
+    x = torch.tensor([[1, 1 + 2**-7], [2**-8, 2**-8]], dtype=torch.bfloat16).view(1, 2, 1, 2)
+    y = tk.tucker_conv(x, torch.ones(1, 2, 1, 1, dtype=torch.bfloat16), [None] * 4, path=path)
+    assert y.flatten().tolist() == [1, 1 + 2**-6]
+
+
 @conv_problems
 @pytest.mark.parametrize("path", PATHS)
 def test_gradients_equal_those_of_the_dense_convolution(problem, path, backend):
@@ -64,15 +72,16 @@ def test_gradients_equal_those_of_the_dense_convolution(problem, path, backend):
         assert_close(actual, wanted, "tucker_conv_backward")
 
 
+@pytest.mark.parametrize("path", ["chain", "fused"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("wanted", range(5))
-def test_one_gradient_alone(wanted, recompute, backend):
+def test_one_gradient_alone(wanted, recompute, path, backend):
     """Each operand's gradient is the same whether or not the others are asked for, images kept or computed again."""
     problem = BY_NAME["every_number_differs"]
     input, core, factors, bias = problem.operands()
     operands = [input, core, bias, factors[0], factors[1]]
     operands[wanted].requires_grad_()
-    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, "chain", recompute)
+    y = tk.tucker_conv(input, core, factors, bias, *problem.geometry, path, recompute)
     grad = torch.randn_like(y)
     (actual,) = torch.autograd.grad(y, [operands[wanted]], grad)
 
@@ -105,7 +114,9 @@ def test_any_layout_of_operands_gives_the_same(layout, name, path, backend):
     check_against_oracle(BY_NAME[name], torch.float64, path, layout)
 
 
-@pytest.mark.parametrize("name", ["padding", "window_1x1", "no_in_factor", "no_out_factor", "no_factor", "volume"])
+@pytest.mark.parametrize(
+    "name", ["padding", "window_1x1", "window_1x1_stride", "no_in_factor", "no_out_factor", "no_factor", "volume"]
+)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("last", [True, False])
@@ -120,6 +131,29 @@ def test_memory_format_is_kept(name, path, dtype, last, backend):
     if path in ("chain", "fused"):  # the others are torch's own convolutions
         (dx,) = torch.autograd.grad(y, input, torch.ones_like(y))
         assert dx.is_contiguous(memory_format=wanted)
+
+
+@pytest.mark.parametrize("path", ["chain", "fused"])
+def test_what_is_kept_for_the_backward_pass_has_no_gradient(path, backend):
+    problem = BY_NAME["every_number_differs"]
+    input, core, factors, bias = problem.operands()
+    operands = [x.requires_grad_() for x in (input, core, factors[0], factors[1], bias)]
+    found = tk.functions.TuckerConv.apply(*operands, *map(list, problem.geometry), path, True)
+    assert [x.requires_grad for x in found] == [True, False, False]
+
+
+@pytest.mark.parametrize("path", ["chain", "fused"])
+def test_recomputing_keeps_no_rank_space_image(path, backend):
+    problem = BY_NAME["every_number_differs"]
+    input, core, factors, bias = problem.operands()
+    kept = []
+    for recompute in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()), lambda x: x):
+            y = tk.tucker_conv(input.requires_grad_(), core, factors, bias, *problem.geometry, path, recompute)
+        kept.append(sum(sizes))
+    images = core.shape[1] * input[:, 0].numel() + core.shape[0] * y[:, 0].numel()
+    assert kept[0] - kept[1] == images
 
 
 @conv_problems

@@ -201,6 +201,14 @@ def test_input_that_is_not_contiguous(path, backend):
         assert_close(y, oracles.linear(input, core, factors, bias, 1), "tucker_linear")
 
 
+def test_what_is_kept_for_the_backward_pass_has_no_gradient(backend):
+    problem = BY_NAME["tensorised"]
+    input, core, factors, bias = problem.operands()
+    operands = [x.requires_grad_() for x in (input, core, bias)]
+    found = tk.functions.TuckerLinear.apply(*operands, len(problem.outer), *factors)
+    assert [x.requires_grad for x in found] == [True, False, False]
+
+
 @linear_problems
 def test_core_gradient_is_the_dense_one_in_the_bases(problem, backend):
     input, core, factors, _ = problem.operands()

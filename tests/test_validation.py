@@ -42,6 +42,10 @@ CASES = [
     (lambda: tk.unfold([1.0], 0), TypeError, "tensor must be a tensor, got list"),
     (lambda: tk.unfold(INTEGERS, 0), TypeError, "tensor has dtype torch.int64; allowed are float32, float64, bfloat16"),
     (lambda: tk.unfold(T.to(torch.complex64), 0), TypeError, "tensor has dtype torch.complex64; allowed are float32"),
+    (lambda: tk.unfold(T.to_sparse(), 0), TypeError, "tensor has layout torch.sparse_coo; allowed are dense tensors"),
+    (lambda: tk.mode_dot(T, m(5, 3).to_sparse_csr(), 1), TypeError, "matrix has layout torch.sparse_csr; allowed are"),
+    (lambda: linear(ROWS.to_mkldnn()), TypeError, "input has layout torch._mkldnn; allowed are dense tensors"),
+    (lambda: tk.batched_qr([torch.nested.nested_tensor([m(2, 3)])]), TypeError, "matrices[0] is nested; allowed are"),
     (lambda: tk.unfold(T, 3), ValueError, "mode is 3; allowed are -3 to 2"),
     (lambda: tk.unfold(T, -4), ValueError, "mode is -4; allowed are -3 to 2"),
     (lambda: tk.unfold(T, 1.0), TypeError, "mode must be an integer, got float"),
@@ -116,6 +120,10 @@ CASES = [
     (lambda: tk.gram_solve([CORE], 0, [m(2, 3)]), TypeError, "modes must be a sequence of integers, got int"),
     (lambda: conv(core=m(3, 2)), ValueError, "core has 2 modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5"),
     (lambda: conv(core=m(3, 2, 1, 1, 1, 1)), ValueError, "core has 6 modes; a 1-, 2- or 3-dimensional"),
+    (lambda: conv(core=m(0, 2, 3, 3), factors=[m(5, 0), *FACTORS[1:]]), ValueError, "core has shape (0, 2, 3, 3); e"),
+    (lambda: conv(core=m(3, 2, 0, 3)), ValueError, "core has shape (3, 2, 0, 3); every mode needs a positive size"),
+    (lambda: conv(factors=[m(0, 3), *FACTORS[1:]]), ValueError, "factors[0] has 0 rows; every mode needs a positive"),
+    (lambda: conv(m(1, 4, 0, 8)), ValueError, "input has shape (1, 4, 0, 8); every dimension but the batch needs a"),
     (lambda: conv(input=m(4, 8, 8)), ValueError, "input must have 4 dimensions, got shape (4, 8, 8)"),
     (lambda: conv(input=m(1, 6, 8, 8)), ValueError, "input has 6 channels, but the weight takes 4"),
     (
@@ -449,3 +457,19 @@ def test_modes_that_can_be_read_once_count_for_every_core():
     _, projections, ranks, _ = tk.hosvd_truncate([m(3, 3) + 1, m(3, 3) + 1], tol=0.1, modes=(i for i in (0, 1)))
     assert [[p is None for p in row] for row in projections] == [[False, False]] * 2
     assert ranks.tolist() == [[1, 1]] * 2
+
+
+OPS = torch.ops.tucker_kernels
+UNCHECKED = {
+    "a mode twice": lambda: OPS.multi_mode_dot(m(3, 3, 3), [m(3, 3), m(3, 3)], [0, 0], False),
+    "no input mode": lambda: OPS.tucker_linear_forward(m(7, 1), MATRIX_CORE, [None, None], None, 2, False),
+    "more known than there is": lambda: OPS.rank_space_wgrad(
+        *(IMAGE, Y, FACTORS[0], FACTORS[1]), *([3, 3], [1, 1], [0, 0], [1, 1], [4, 0])
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCHECKED)
+def test_the_compiled_module_checks_what_comes_past_the_public_functions(case):
+    with tk.use_backend("cpu"), pytest.raises(RuntimeError, match="a size, mode or pointer is out of range"):
+        UNCHECKED[case]()

@@ -21,6 +21,10 @@ def _conv_geometry(input, core, stride, padding, dilation) -> tuple[list, list, 
     if not 1 <= window <= 3:
         raise ValueError(f"core has {core.ndim} modes; a 1-, 2- or 3-dimensional convolution has 3, 4 or 5")
     validation.tensor("input", input, ndim=core.ndim, like=("core", core))
+    if 0 in core.shape:
+        raise ValueError(f"core has shape {tuple(core.shape)}; every mode needs a positive size")
+    if 0 in input.shape[1:]:
+        raise ValueError(f"input has shape {tuple(input.shape)}; every dimension but the batch needs a positive size")
     stride = validation.per_dimension("stride", stride, window, 1)
     padding = validation.per_dimension("padding", padding, window, 0)
     return stride, padding, validation.per_dimension("dilation", dilation, window, 1)
@@ -115,6 +119,9 @@ def tucker_conv(
     validation.tensor("core", core)
     stride, padding, dilation = _conv_geometry(input, core, stride, padding, dilation)
     check_factors("core", core, factors)
+    for i, factor in enumerate(factors):
+        if factor is not None and factor.shape[0] == 0:
+            raise ValueError(f"factors[{i}] has 0 rows; every mode needs a positive size")
     validation.choice("path", path, ("auto", *cost_model.PATHS))
     validation.flag("recompute", recompute)
     if memory is not None and not isinstance(memory, dict):

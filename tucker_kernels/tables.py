@@ -166,7 +166,7 @@ def rotate_bases(run, bases, rotations):
     bases = _contiguous(bases)
     # Leading columns of a larger matrix are read where they are.
     rotations = [
-        p if p.shape[1] < 2 or (p.stride(1) == 1 and p.stride(0) >= p.shape[1]) else p.contiguous() for p in rotations
+        p if p.stride(0) >= p.shape[1] and (p.stride(1) == 1 or p.shape[1] == 1) else p.contiguous() for p in rotations
     ]
     rotated = [u.new_empty(u.shape[0], p.shape[1]) for u, p in zip(bases, rotations)]
     table = []

@@ -29,9 +29,12 @@ def _plain(value):
 
 
 def tensor(name, value, dtypes=FLOATING, ndim=None, like=None):
-    """A tensor of an allowed dtype with `ndim` dimensions; dtype and device as `like`, a (name, tensor)."""
+    """A dense tensor of an allowed dtype with `ndim` dimensions; dtype and device as `like`, a (name, tensor)."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "is nested" if value.is_nested else f"has layout {value.layout}"
+        raise TypeError(f"{name} {kind}; allowed are dense tensors")
     if value.dtype not in dtypes:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_names(dtypes)}")
     if ndim is not None and value.ndim != ndim:
