@@ -332,13 +332,16 @@ def test_planted_mistakes_are_caught(monkeypatch, mistake):
         monkeypatch.setattr(
             expansion,
             "project_states",
-            lambda moving: [
-                {
-                    k: v[tuple(slice(0, n if p is None else p.shape[1]) for n, p in zip(shape, P))].clone()
-                    for k, v in state.items()
-                }
-                for state, shape, P in moving
-            ],
+            lambda moving, momenta: (
+                [
+                    {
+                        k: v[tuple(slice(0, n if p is None else p.shape[1]) for n, p in zip(shape, P))].clone()
+                        for k, v in state.items()
+                    }
+                    for state, shape, P in moving
+                ],
+                [m @ P[: m.shape[1]] for m, P in momenta],
+            ),
         )
     else:  # the gradient itself used as the new basis, without projection or orthonormalisation
         monkeypatch.setattr(

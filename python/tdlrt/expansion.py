@@ -100,15 +100,14 @@ def carried_states(moves, optimizer_state):
     """The states of cores at their truncated points, one call for all; moves: [(expansion, shape of the augmented core,
     projections, each cut to its rank, rotated bases)]. Empty where there is none."""
     states = [optimizer_state.get(e.layer.core, {}) for e, *_ in moves]
-    new = project_states([(state, shape, P) for state, (_, shape, P, _) in zip(states, moves)])
-    places = [(state, move, mode) for state, move in zip(new, moves) if state for mode in move[0].momenta]
-    carried = momentum.carry(
-        [e.advanced(mode) for _, (e, *_), mode in places],
-        [P[mode] for _, (_, _, P, _), mode in places],
-        [bases[mode] for _, (*_, bases), mode in places],
+    places = [(k, mode) for k, (state, (e, *_)) in enumerate(zip(states, moves)) if state for mode in e.momenta]
+    new, carried = project_states(
+        [(state, shape, P) for state, (_, shape, P, _) in zip(states, moves)],
+        [(moves[k][0].advanced(mode), moves[k][2][mode]) for k, mode in places],
     )
-    for (state, (e, *_), mode), m in zip(places, carried):
-        state.setdefault(momentum.OUTSIDE, [None] * len(e.bases))[mode] = m
+    momentum.take_out(carried, [moves[k][3][mode] for k, mode in places])
+    for (k, mode), m in zip(places, carried):
+        new[k].setdefault(momentum.OUTSIDE, [None] * len(moves[k][3]))[mode] = m
     return new
 
 

@@ -63,19 +63,11 @@ def bring_in(moving):
             buffer[tuple(place)] = block
 
 
-def carry(momenta, projections, bases):
-    """Each m in the coordinates of its truncated basis U', and what U' now holds taken out: the core's buffer has it.
-
-    One call for all of them.
-    """
-    if not momenta:
-        return []
-    along = [[1]] * len(momenta)
-    momenta = products(momenta, [[P[: m.shape[1]]] for m, P in zip(momenta, projections)], along, transpose=True)
+def take_out(momenta, bases):
+    """Takes what the truncated basis U' now holds out of each m in its coordinates: the core's buffer has it."""
     inside = cross_grams(bases, momenta, [1] * len(momenta))
-    for m, known in zip(momenta, products(bases, [[x] for x in inside], along, transpose=True)):
+    for m, known in zip(momenta, products(bases, [[x] for x in inside], [[1]] * len(momenta), transpose=True)):
         m.sub_(known)
-    return momenta
 
 
 def begin(expansions, optimizer_state, group_of, steps):

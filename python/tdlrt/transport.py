@@ -106,10 +106,10 @@ def pad_state(state, old_shape, new_shape):
     return _copied(state, {key: pad(state[key], new_shape) for key, _ in moving_entries(state, old_shape)})
 
 
-def project_states(moving):
-    """States in the coordinates of [U|V]P, from those of [U|V]; all in one call.
+def project_states(moving, momenta=()):
+    """(states in the coordinates of [U|V]P from those of [U|V], momenta of factors likewise); all in one call.
 
-    moving: [(state, shape of its core, a P or None per mode)].
+    moving: [(state, shape of its core, a P or None per mode)]; momenta: [(m in the coordinates of U, P)].
     """
     places, tensors, matrices, modes = [], [], [], []
     moved = [{} for _ in moving]
@@ -123,6 +123,9 @@ def project_states(moving):
             tensors.append(state[key])
             matrices.append([projections[i] if linear else projections[i] ** 2 for i in cut])
             modes.append(cut)
-    for (new, key), result in zip(places, products(tensors, matrices, modes, transpose=True)):
+    tensors += [m for m, _ in momenta]
+    matrices += [[P[: m.shape[1]]] for m, P in momenta]
+    results = products(tensors, matrices, modes + [[1]] * len(momenta), transpose=True)
+    for (new, key), result in zip(places, results):
         new[key] = result
-    return [_copied(state, new) for new, (state, _, _) in zip(moved, moving)]
+    return [_copied(state, new) for new, (state, _, _) in zip(moved, moving)], results[len(places) :]
