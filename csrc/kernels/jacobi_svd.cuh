@@ -68,13 +68,13 @@ struct JacobiColumns {
   // Columns from `begin` on become those from `from` on, `count` of them; zero from `live` on.
   __device__ void load(int begin, int count, const T* from, int live, T scale) const {
     T* to = column(begin);
-#pragma unroll 4
+#pragma unroll(sizeof(T) == 4 ? 4 : 2)
     for (int e = threadIdx.x; e < live * rows; e += blockDim.x) to[e] = from[e] * scale;
     for (int e = live * rows + threadIdx.x; e < count * rows; e += blockDim.x) to[e] = 0;
   }
   __device__ void store(int begin, int count, T* to) const {
     const T* from = column(begin);
-#pragma unroll 4
+#pragma unroll(sizeof(T) == 4 ? 4 : 2)
     for (int e = threadIdx.x; e < count * rows; e += blockDim.x) to[e] = from[e];
   }
 
@@ -352,20 +352,20 @@ struct Turns {
 
 template <class T>
 __device__ void jacobi_svd_in(const JacobiProblem<T>* problem, void* memory) {
-  // In shared memory, so that nothing of it takes registers while columns rotate; and one call of `sweep`,
-  // since with two of them registers spill.
+  // In shared memory, so that nothing of it takes registers while columns rotate. For the same reason there
+  // is one call of `sweep`, and `most` is worked out anew: else registers spill.
   TK_SHARED(JacobiProblem<T>, p);
   TK_SHARED(int, turn);
   TK_SHARED(bool, over);
   if (threadIdx.x == 0) p = *problem, over = false;
   __syncthreads();
   const bool alone = p.width == 0;
+  // Blocks that share a matrix take as many turns as each has where all get on equally well, and one to end.
+  const auto most = [&] { return alone ? p.sweeps : p.sweeps * Turns(p).rounds + 1; };
   const JacobiColumns<T> a(memory, alone ? p.size : 2 * p.width, p.size);
   if (alone) a.load(0, p.size, p.factor, p.size, scale_of(p));
-  // Blocks that share a matrix take as many turns as each has where all get on equally well, and one to end.
-  const int most = alone ? p.sweeps : p.sweeps * Turns(p).rounds + 1;
   bool turned = true;
-  for (int count = 0; count < most && (turned || !alone); ++count) {
+  for (int count = 0; count < most() && (turned || !alone); ++count) {
     if (!alone) {
       if (threadIdx.x == 0) turn = Turns(p).take(p.sweeps, over);
       __syncthreads();

@@ -25,7 +25,7 @@ def run(
     traces=None,
     flags=None,
     width=0,
-    progress=(0, 0, 0),
+    progress=None,
 ):
     """basis, sigma and rank of every matrix, in one launch; by blocks that meet over `width` columns, 0: by one."""
     rows, found, size, blocks, shared = [], [], np.dtype(dtype).itemsize, 0, 0
@@ -37,9 +37,8 @@ def run(
         flag = np.array([0 if flags is None else flags[i]], np.int32)
         row = emulator.problem(factor=factor, basis=basis, sigma=sigma, trace=trace, rank=rank, flag=flag)
         row |= emulator.problem(bound=bound, shift=shift, tolerance=8 * np.finfo(dtype).eps, size=n, sweeps=sweeps)
-        row |= emulator.problem(
-            min_rank=ranks[0], max_rank=ranks[1], progress=np.array(progress, np.int32), width=width
-        )
+        counters = np.zeros(3, np.int32) if progress is None else progress
+        row |= emulator.problem(min_rank=ranks[0], max_rank=ranks[1], progress=counters, width=width)
         meetings = math.ceil(n / (2 * width)) if width else 0
         rows.append(row | emulator.problem(meetings=meetings, first_block=blocks))
         found.append((basis, sigma, rank))
@@ -214,17 +213,22 @@ def test_ties_zero_and_flagged(width):
     assert flagged[2] == n
 
 
-# 20 columns, 4 each: 3 meetings a round, 5 rounds a sweep. Turns taken, turns done, the last sweep that rotated.
+# 20 columns, 4 each: 3 meetings a round, 5 rounds a sweep. Turns taken, turns done, the last sweep that rotated; and
+# the first two where a block waits.
 @pytest.mark.parametrize(
-    ("progress", "waits"),
-    [((1, 0, 0), True), ((1, 1, 0), False), ((15, 14, 0), True), ((15, 14, 1), True), ((15, 15, 0), False)],
+    ("progress", "stopped"),
+    [
+        *[((1, 0, 0), (4, 2)), ((2, 1, 0), (4, 2)), ((4, 3, 0), (7, 5)), ((15, 14, 0), (16, 14))],
+        *[((15, 14, 1), (16, 14)), ((1, 1, 0), None), ((15, 15, 0), None), ((15, 15, 1), None)],
+    ],
 )
-def test_a_round_begins_when_the_turns_before_it_are_done(progress, waits):
+def test_a_round_begins_when_the_turns_before_it_are_done(progress, stopped):
     """A turn that another block took and has not ended holds up the next round, and what the sweep has to say."""
-    a = np.diag(np.linspace(2, 1, 20))
-    if waits:
+    a, progress = np.diag(np.linspace(2, 1, 20)), np.array(progress, np.int32)
+    if stopped:
         with pytest.raises(emulator.EmulationError, match="waits for one that runs only after it"):
             run([a], width=4, progress=progress)
+        assert tuple(progress[:2]) == stopped
     else:
         ((basis, _, rank),) = run([a], width=4, progress=progress)
         assert rank == 20
