@@ -297,7 +297,7 @@ struct Truncation {
     Values small = project(measure ? &lost : nullptr);
     if (lost < 0) {
       const double kept = norm(small.size(), small.data());
-      lost = energy - kept * kept;
+      lost = std::max(energy - kept * kept, 0.0);
     }
     relative_error = energy > 0 ? std::sqrt(lost / energy) : 0;
     make_feasible(small);

@@ -166,7 +166,7 @@ class TuckerLayer(nn.Module):
             return work.new_empty(bounds["ranks"]), [work.new_empty(size) if i in modes else None for i, size in sizes]
         if work.dtype not in (torch.float32, torch.float64):
             work = work.float()
-        mode, Q, work = shortened(work, modes)
+        work, spans = shortened(work, modes)
         work = work.contiguous()
         (core,), (projections,), found, _ = tk.hosvd_truncate([work], modes=modes, **bounds)
         found = found[0].tolist()
@@ -174,8 +174,8 @@ class TuckerLayer(nn.Module):
         factors = [None if p is None else p[:, :r].contiguous() for p, r in zip(projections, found)]
         if method == "hooi":
             core, factors = hooi(work, core, factors)
-        if Q is not None:
-            factors[mode] = Q @ factors[mode]
+        for mode, Q in spans.items():
+            (factors[mode],) = tk.rotate_bases([Q], [factors[mode]])
         return core, factors
 
     def extra_repr(self):
@@ -199,16 +199,16 @@ def replace_data(parameter, data):
 
 
 def shortened(tensor, modes):
-    """(mode, Q, smaller) with tensor = smaller ×_mode Q and orthonormal Q, for one of `modes` that is longer than all
-    others together, as the rows of an embedding are; (None, None, tensor) where there is none.
+    """(smaller, {mode: Q}) with tensor = smaller ×_mode Q and orthonormal Q, for one of `modes` that is longer than all
+    others together, as the rows of an embedding are; (tensor, {}) where there is none.
 
     Its factor lies in the span of Q, so nothing is lost, and no matrix of that mode's size squared is formed.
     """
     mode = next((m for m in modes if tensor.shape[m] ** 2 > tensor.numel()), None)
     if mode is None:
-        return None, None, tensor
-    Q, R = torch.linalg.qr(tk.unfold(tensor, mode))
-    return mode, Q, tk.fold(R, mode, [R.shape[0] if i == mode else n for i, n in enumerate(tensor.shape)])
+        return tensor, {}
+    Q, R = torch.linalg.qr(tk.unfold(tensor, mode))  # batched_qr may leave columns of Q zero
+    return tk.fold(R, mode, [R.shape[0] if i == mode else n for i, n in enumerate(tensor.shape)]), {mode: Q}
 
 
 def hooi(tensor, core, factors, most_sweeps=10):
