@@ -159,6 +159,35 @@ def test_what_gets_an_adapter_and_what_is_counted(caplog):
     assert all(p.requires_grad for p in untouched.parameters())
 
 
+def test_a_dict_of_ranks_names_what_is_adapted(caplog):
+    with caplog.at_level(logging.INFO, logger="tdlrt"):
+        model = tdlrt.adapt(network(), ranks={"5": 2, "7": None})
+    assert tdlrt.ranks(model) == {"5.delta": (2, 2)}
+    assert "left dense: 3 (ranks does not name it)" in caplog.messages
+    assert "left dense: 7 (ranks does not name it)" in caplog.messages
+    assert not any(p.requires_grad for i in (0, 1, 3, 7) for p in model[i].parameters())
+    with pytest.raises(ValueError, match=r"ranks names 'q_proj', .*there are 0, 3, 5, 7"):
+        tdlrt.adapt(network(), ranks={"q_proj": 2})
+
+
+def test_the_small_checkpoint_has_all_that_was_trained():
+    def headed():
+        model = tdlrt.adapt(network(), ranks=2, min_features=4, skip=("7",)).eval()
+        model[7].requires_grad_(True)
+        return model
+
+    model, x = headed(), batch()[0]
+    train(model, 3)
+    small = tdlrt.adapter_state_dict(model)
+    assert {name for name in small if "delta" not in name} == {"7.weight", "7.bias"}
+    fresh = headed()
+    first, second = tdlrt.adapter_state_dict(copy.deepcopy(fresh)), fresh(x)
+    assert not fresh.load_state_dict(small, strict=False).unexpected_keys
+    assert torch.equal(fresh(x), model(x))
+    fresh.load_state_dict(first, strict=False)
+    assert torch.equal(fresh(x), second), "adapters are exchanged by loading"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_base_keeps_its_dtype(dtype):
     model = tdlrt.adapt(nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8)).to(dtype), ranks=3)

@@ -33,25 +33,29 @@ def adapt(
     Args:
         model: changed in place and returned (a model that is itself one layer is returned as a new one). All of its
             parameters are frozen; set `requires_grad` again on those that shall be trained too (a new head, norms).
-        ranks, modes, skip, min_features: as in `tuckerize`; `ranks` is where they start. A small head gets an adapter,
-            since beside a frozen weight nothing else would train it.
+        ranks: where they start, as in `tuckerize`; but a layer that a dict does not name, or names with None, gets no
+            adapter: `{"*.q_proj": 8, "*.v_proj": 8}` adapts two projections of every block.
+        modes, skip, min_features: as in `tuckerize`. A small head gets an adapter, since beside a frozen weight nothing
+            else would train it.
 
     With several processes give the bare model to `TDLRT(model, process_group=torch.distributed.group.WORLD)`: where all
     else is frozen, `DistributedDataParallel` refuses to wrap it.
 
-    What gets no adapter is logged at level INFO with the reason; `tdlrt.plan(model, min_features=8)` returns the same
-    list.
+    What gets no adapter is logged at level INFO with the reason; `tdlrt.plan(model, min_features=8)` lists those that
+    no `ranks` changes.
 
     >>> model = tdlrt.adapt(torch.nn.Sequential(torch.nn.Linear(64, 32)), ranks=2)
     >>> sum(p.numel() for p in model.parameters() if p.requires_grad)       # 32·2 + 2·2 + 64·2
     196
     """
 
-    def adapter(layer, ranks):
+    def adapter(layer, own_ranks):
+        if own_ranks is None and isinstance(ranks, dict):
+            return "ranks does not name it"
         dtype = layer.weight.dtype if layer.weight.dtype == torch.float64 else torch.float32
-        delta = tucker_class(layer).like(layer, ranks, modes, bias=False, dtype=dtype).train(layer.training)
-        for own in tucker_layers(delta).values():
-            torch.nn.init.zeros_(own.core)
+        delta = tucker_class(layer).like(layer, own_ranks, modes, bias=False, dtype=dtype).train(layer.training)
+        for part in tucker_layers(delta).values():
+            torch.nn.init.zeros_(part.core)
         return TuckerAdapter(layer, delta)
 
     model = replace_eligible(model, adapter, ranks, skip, min_features)
@@ -72,7 +76,10 @@ def merge(model: Model) -> Model:
 
 
 def adapter_state_dict(model: torch.nn.Module) -> dict[str, Any]:
-    """The part of `model.state_dict()` that belongs to adapters: small, and loaded with `strict=False`.
+    """The part of `model.state_dict()` that fine-tuning changes: small, and loaded with `strict=False`.
+
+    These are the adapters, and other parameters that require gradients now, such as those of a new head. Running
+    statistics of norms that stayed in training mode are not among them. Loading another one exchanges the adapters.
 
     >>> model = tdlrt.adapt(torch.nn.Sequential(torch.nn.Linear(64, 32)), ranks=2)
     >>> torch.save(tdlrt.adapter_state_dict(model), "adapter.pt")
@@ -84,4 +91,5 @@ def adapter_state_dict(model: torch.nn.Module) -> dict[str, Any]:
     check_module(model)
     names = [n for n, m in model.named_modules() if isinstance(m, TuckerAdapter)]
     prefixes = tuple(f"{name}.delta." if name else "delta." for name in names)
-    return {key: value for key, value in model.state_dict().items() if key.startswith(prefixes)}
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return {key: value for key, value in model.state_dict().items() if key in trained or key.startswith(prefixes)}

@@ -210,7 +210,7 @@ def replace_eligible(model, make, ranks, skip, min_features, embeddings=False):
     if not seen:
         log.warning("no layer is eligible, so the model stays as it is; tdlrt.plan(model) lists the reasons")
     elif not replaced:
-        log.warning("no layer would become smaller, so the model stays as it is; the log at level INFO lists the sizes")
+        log.warning("no layer was replaced, so the model stays as it is; the log at level INFO says why")
     return replace_modules(model, replaced)
 
 
