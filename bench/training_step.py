@@ -99,9 +99,8 @@ def candidates(dense, fraction, data, literally):
     return found
 
 
-def measure(name, dense, fraction, options, clock):
-    """The table's rows for one model and rank."""
-    found = candidates(dense, fraction, batch(options.batch), not options.no_literal)
+def measure(found, about, repeats, clock):
+    """The table's rows of these candidates, each beginning with the columns `about`."""
     peaks = {}
     for kind, step in found.items():
         for _ in range(WARM_UP):
@@ -111,16 +110,15 @@ def measure(name, dense, fraction, options, clock):
     # basis_every=4 alternates: its median would be a core-only step, so a sample is four steps.
     four = found.pop("basis_every=4")
     found["basis_every=4"] = lambda: [four() for _ in range(4)]
-    times = harness.compare(found, repeats=options.repeats, clock=clock)
+    times = harness.compare(found, repeats=repeats, clock=clock)
     times["basis_every=4"] /= 4
     return [
         {
-            "model": name,
-            "rank": f"{fraction} n",
+            **about,
             "step": kind,
             "ms": 1e3 * seconds,
             "x dense": seconds / times["dense"],
-            "literal / it": times["literal"] / seconds if "literal" in times else None,
+            **({"literal / it": times["literal"] / seconds} if "literal" in times else {}),
             "peak MiB": peaks.get(kind),
         }
         for kind, seconds in times.items()
@@ -147,7 +145,8 @@ def main(arguments=None):
             torch.manual_seed(0)
             dense = models.build(name, (3, 32, 32), 10, (0.0,) * 3, (1.0,) * 3).to(memory_format=torch.channels_last)
             for fraction in options.ranks:
-                rows = measure(name, dense, fraction, options, clock)
+                found = candidates(dense, fraction, batch(options.batch), not options.no_literal)
+                rows = measure(found, {"model": name, "rank": f"{fraction} n"}, options.repeats, clock)
                 gc.collect()
                 harness.print_table(rows, title=f"{name}, batch {options.batch}, {options.threads} threads")
                 if options.save:
