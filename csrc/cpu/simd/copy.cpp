@@ -49,12 +49,12 @@ void transpose(int64_t rows, int64_t cols, const T* in, int64_t in_row, T* out, 
 template <class From, class To>
 void scale(int64_t n, double factor, const From* x, To* y) {
   constexpr int W = Vector<double>::lanes;
-  typedef From Source __attribute__((vector_size(W * sizeof(From)), aligned(alignof(From)), may_alias));
-  typedef To Target __attribute__((vector_size(W * sizeof(To)), aligned(alignof(To)), may_alias));
+  using Source = Lanes<From, W>;
+  using Target = Lanes<To, W>;
   int64_t i = 0;
   for (; i + W <= n; i += W) {
-    const auto wide = __builtin_convertvector(*reinterpret_cast<const Source*>(x + i), Vector<double>::Type);
-    *reinterpret_cast<Target*>(y + i) = __builtin_convertvector(wide * factor, Target);
+    const auto wide = __builtin_convertvector(Source::load(x + i), Vector<double>::Type);
+    Target::store(y + i, __builtin_convertvector(wide * factor, typename Target::Type));
   }
   for (; i < n; ++i) y[i] = static_cast<To>(x[i] * factor);
 }

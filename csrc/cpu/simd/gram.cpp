@@ -22,9 +22,7 @@ inline int64_t blocks_of(int64_t a, int64_t size) { return (a + size - 1) / size
 
 template <class T, class A>
 inline typename Vector<A>::Type load_as(const T* p) {
-  constexpr int W = Vector<A>::lanes;
-  typedef T Narrow __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), may_alias));
-  return __builtin_convertvector(*reinterpret_cast<const Narrow*>(p), typename Vector<A>::Type);
+  return __builtin_convertvector(Lanes<T, Vector<A>::lanes>::load(p), typename Vector<A>::Type);
 }
 
 // Packs rows×k of A as panels: element (i, p) at out[i / width * (width * k) + p * width + i % width].

@@ -6,66 +6,56 @@
 // the instruction set only, never on threads.
 #include "cpu/simd/matvec.h"
 
+#include <type_traits>
+
 #include "cpu/simd/vector.h"
 
 namespace tk::TK_ISA {
 namespace {
 
-template <class T, int bytes>
-struct OfSize {
-  typedef T type __attribute__((vector_size(bytes)));
-};
-
-template <class T>
-struct Lanes : Vector<T> {
-  static constexpr int W = Vector<T>::lanes;
-  using Vec = typename Vector<T>::Type;
-
-  // Halves are added until one lane is left. Shuffles by computed indices would not become single
-  // instructions.
-  template <int bytes = vector_bytes>
-  static T sum(typename OfSize<T, bytes>::type v) {
-    if constexpr (bytes == sizeof(T)) {
-      return v[0];
-    } else {
-      typename OfSize<T, bytes / 2>::type halves[2];
-      __builtin_memcpy(halves, &v, bytes);
-      return sum<bytes / 2>(halves[0] + halves[1]);
-    }
+// Halves are added until one lane is left. Shuffles by computed indices would not become single instructions.
+template <class T, int count = Vector<T>::lanes>
+T sum(typename Lanes<T, count>::Type v) {
+  if constexpr (count == 1) {
+    return v[0];
+  } else {
+    typename Lanes<T, count / 2>::Type halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    return sum<T, count / 2>(halves[0] + halves[1]);
   }
-};
+}
 
 // Ragged ends are masked: they are most of what short rows have.
 template <int rows, class T>
 void dots(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
-  using L = Lanes<T>;
-  typename L::Vec acc[rows] = {}, more[rows] = {};
+  using L = Vector<T>;
+  typename L::Type acc[rows] = {}, more[rows] = {};
   int64_t j = 0;
-  for (; j + 2 * L::W <= n; j += 2 * L::W) {
-    const auto x0 = L::load(x + j), x1 = L::load(x + j + L::W);
+  for (; j + 2 * L::lanes <= n; j += 2 * L::lanes) {
+    const auto x0 = L::load(x + j), x1 = L::load(x + j + L::lanes);
     for (int r = 0; r < rows; ++r) {
       acc[r] += L::load(a + r * a_row + j) * x0;
-      more[r] += L::load(a + r * a_row + j + L::W) * x1;
+      more[r] += L::load(a + r * a_row + j + L::lanes) * x1;
     }
   }
-  if (j + L::W <= n) {
+  if (j + L::lanes <= n) {
     const auto xj = L::load(x + j);
     for (int r = 0; r < rows; ++r) acc[r] += L::load(a + r * a_row + j) * xj;
-    j += L::W;
+    j += L::lanes;
   }
   if (j < n) {
     const typename L::First rest(n - j);
     const auto xj = L::load(x + j, rest);
     for (int r = 0; r < rows; ++r) more[r] += L::load(a + r * a_row + j, rest) * xj;
   }
-  for (int r = 0; r < rows; ++r) y[r] = L::sum(acc[r] + more[r]);
+  for (int r = 0; r < rows; ++r) y[r] = sum<T>(acc[r] + more[r]);
 }
 
 template <int rows, class T>
 void subtract(int64_t n, const T* a, int64_t a_row, const T* s, T* y) {
-  using L = Lanes<T>;
+  using L = Vector<T>;
   int64_t j = 0;
-  for (; j + L::W <= n; j += L::W) {
+  for (; j + L::lanes <= n; j += L::lanes) {
     auto v = L::load(y + j);
     for (int r = 0; r < rows; ++r) v -= s[r] * L::load(a + r * a_row + j);
     L::store(y + j, v);
@@ -83,10 +73,9 @@ template <class T>
 double sum_squares(int64_t n, const T* x) {
   using D = Vector<double>;
   constexpr int W = D::lanes, ways = 4;
-  typedef T Part __attribute__((vector_size(W * sizeof(T)), aligned(alignof(T)), may_alias));
   D::Type sums[ways] = {};
   const auto add = [&](D::Type& sum, const T* from) {
-    const auto v = __builtin_convertvector(*reinterpret_cast<const Part*>(from), D::Type);
+    const auto v = __builtin_convertvector(Lanes<T, W>::load(from), D::Type);
     sum += v * v;
   };
   int64_t j = 0;
@@ -98,7 +87,7 @@ double sum_squares(int64_t n, const T* x) {
     for (int64_t i = j; i < n; ++i) last[i - j] = x[i];
     add(sums[1], last);
   }
-  return Lanes<double>::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return sum<double>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <class T>
@@ -123,9 +112,9 @@ void gemv_subtract(int64_t m, int64_t n, const T* a, int64_t a_row, const T* s, 
 // stores, or a masked one, would wait for them to reach the cache.
 template <class T>
 void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
-  using L = Lanes<T>;
-  constexpr int W = L::W, rows = 4 < W ? 4 : W;
-  typedef typename IndexOf<sizeof(T)>::type Number;
+  using L = Vector<T>;
+  constexpr int W = L::lanes, rows = 4 < W ? 4 : W;
+  using Number = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, int64_t>;
   typedef Number Index __attribute__((vector_size(vector_bytes)));
   Index lane;
   for (int i = 0; i < W; ++i) lane[i] = i;
@@ -139,14 +128,14 @@ void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
     for (int64_t i = 0; i < high; i += rows) {
       const T* line[rows];
       T factor[rows];
-      typename L::Vec acc[rows];
+      typename L::Type acc[rows];
       for (int r = 0; r < rows; ++r) {
         const bool live = i + r < high;
         line[r] = a + (live ? g + i + r : n - 1) * a_row;
         factor[r] = live ? x[g + i + r] : T(0);
         const auto v = L::load(line[r] + g, group);
         const Index own = lane - static_cast<Number>(i + r);
-        const typename L::Vec zero = {};
+        const typename L::Type zero = {};
         acc[r] = (own >= 0 ? v : zero) * xg;
         yg += factor[r] * (own > 0 ? v : zero);
       }
@@ -172,7 +161,7 @@ void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
         }
         L::store(y + j, yj);
       }
-      for (int r = 0; r < rows && i + r < high; ++r) sums[i + r] = L::sum(acc[r]);
+      for (int r = 0; r < rows && i + r < high; ++r) sums[i + r] = sum<T>(acc[r]);
     }
     L::store(y + g, yg + L::load(sums));
   }
@@ -180,17 +169,17 @@ void symv(int64_t n, const T* a, int64_t a_row, const T* x, T* y) {
 
 template <class T>
 void secular(int64_t n, const T* poles, const T* weights, T shift, T* sums) {
-  using L = Lanes<T>;
-  typename L::Vec value = {}, slope = {};
+  using L = Vector<T>;
+  typename L::Type value = {}, slope = {};
   int64_t j = 0;
-  for (; j + L::W <= n; j += L::W) {
+  for (; j + L::lanes <= n; j += L::lanes) {
     const auto inverse = T(1) / (L::load(poles + j) - shift);
     const auto term = L::load(weights + j) * inverse;
     value += term;
     slope += term * inverse;
   }
-  sums[0] = L::sum(value);
-  sums[1] = L::sum(slope);
+  sums[0] = sum<T>(value);
+  sums[1] = sum<T>(slope);
   for (; j < n; ++j) {
     const T inverse = T(1) / (poles[j] - shift);
     sums[0] += weights[j] * inverse;
@@ -200,18 +189,18 @@ void secular(int64_t n, const T* poles, const T* weights, T shift, T* sums) {
 
 template <class T>
 void scale_by_ratio(int64_t n, const T* gaps, const T* poles, T pole, T* x) {
-  using L = Lanes<T>;
+  using L = Vector<T>;
   int64_t j = 0;
-  for (; j + L::W <= n; j += L::W)
+  for (; j + L::lanes <= n; j += L::lanes)
     L::store(x + j, L::load(x + j) * (L::load(gaps + j) / (L::load(poles + j) - pole)));
   for (; j < n; ++j) x[j] *= gaps[j] / (poles[j] - pole);
 }
 
 template <class T>
 void rotate(int64_t n, T* x, T* y, T c, T s) {
-  using L = Lanes<T>;
+  using L = Vector<T>;
   int64_t j = 0;
-  for (; j + L::W <= n; j += L::W) {
+  for (; j + L::lanes <= n; j += L::lanes) {
     const auto u = L::load(x + j), v = L::load(y + j);
     L::store(x + j, c * u - s * v);
     L::store(y + j, s * u + c * v);

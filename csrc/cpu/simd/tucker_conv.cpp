@@ -36,11 +36,6 @@ namespace {
 constexpr int64_t fetch_cycles = 500;  // within which memory answers
 constexpr int max_rows = vector_bytes == 64 ? 12 : vector_bytes == 32 ? 6 : 4;
 
-template <class T, int bytes>
-struct Lanes {
-  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
-};
-
 template <class T>
 constexpr int W = Vector<T>::lanes;
 
@@ -115,9 +110,10 @@ struct Tile {
   bool streams;
 };
 
-template <class T, class V, int vectors, int rows>
+template <class T, class L, int vectors, int rows>
 __attribute__((noinline)) void window_tile(const Tile<T>& g) {
-  constexpr int lanes = sizeof(V) / sizeof(T), line = 64 / sizeof(T);
+  using V = typename L::Type;
+  constexpr int lanes = L::lanes, line = 64 / sizeof(T);
   const WindowJob& job = *g.job;
   const int64_t step = job.source_step, k = g.k;
   V sum[rows][vectors];
@@ -132,28 +128,27 @@ __attribute__((noinline)) void window_tile(const Tile<T>& g) {
       if (g.streams) TK_UNROLL for (int i = 0; i < rows; ++i) __builtin_prefetch(ahead + i * line);
       for (const T* end = a + (rest < line ? rest : line); a < end; ++a, b += vectors * lanes) {
         V w[vectors];
-        TK_UNROLL for (int j = 0; j < vectors; ++j) w[j] = *reinterpret_cast<const V*>(b + j * lanes);
+        TK_UNROLL for (int j = 0; j < vectors; ++j) w[j] = L::load(b + j * lanes);
         TK_UNROLL for (int i = 0; i < rows; ++i) TK_UNROLL for (int j = 0; j < vectors; ++j) sum[i][j] +=
             a[i * step] * w[j];
       }
     }
   }
   if (g.bias) TK_UNROLL for (int j = 0; j < vectors; ++j) {
-      const V b = *reinterpret_cast<const V*>(g.bias + j * lanes);
+      const V b = L::load(g.bias + j * lanes);
       TK_UNROLL for (int i = 0; i < rows; ++i) sum[i][j] += b;
     }
   T* result = g.result;
   TK_UNROLL for (int i = 0; i < rows; ++i, result += job.result_step)
-          TK_UNROLL for (int j = 0; j < vectors; ++j) *
-      reinterpret_cast<V*>(result + j * lanes) = sum[i][j];
+      TK_UNROLL for (int j = 0; j < vectors; ++j) L::store(result + j * lanes, sum[i][j]);
 }
 
-template <class T, class V, int vectors, int most = max_rows>
+template <class T, class L, int vectors, int most = max_rows>
 void window_rows(int64_t rows, const Tile<T>& tile) {
   if (rows == most)
-    window_tile<T, V, vectors, most>(tile);
+    window_tile<T, L, vectors, most>(tile);
   else if constexpr (most > 1)
-    window_rows<T, V, vectors, most - 1>(rows, tile);
+    window_rows<T, L, vectors, most - 1>(rows, tile);
 }
 
 // The tiles of a job, one after the other: strips are cut into sizes that differ by one at most.
@@ -187,14 +182,13 @@ class Tiles {
 template <class T>
 void window_panel(int64_t width, int64_t rows, const Tile<T>& tile) {
   if constexpr (vector_bytes == 64)
-    if (width == wide * W<T>)
-      return window_rows<T, typename Lanes<T, vector_bytes>::type, wide, max_rows / 2>(rows, tile);
+    if (width == wide * W<T>) return window_rows<T, Vector<T>, wide, max_rows / 2>(rows, tile);
   if (width == 2 * W<T>)
-    window_rows<T, typename Lanes<T, vector_bytes>::type, 2>(rows, tile);
+    window_rows<T, Vector<T>, 2>(rows, tile);
   else if (width == W<T>)
-    window_rows<T, typename Lanes<T, vector_bytes>::type, 1>(rows, tile);
+    window_rows<T, Vector<T>, 1>(rows, tile);
   else
-    window_rows<T, typename Lanes<T, unit<T> * sizeof(T)>::type, 1>(rows, tile);
+    window_rows<T, Lanes<T, unit<T>>, 1>(rows, tile);
 }
 
 // Panels from channel `start` to `end`, tile by tile.
@@ -245,9 +239,10 @@ void window(const WindowArgs<T>& g) {
 
 // ---- outer products over pixels ---------------------------------------------------------------------------
 
-template <class T, class V, int vectors, int rows>
+template <class T, class L, int vectors, int rows>
 __attribute__((noinline)) void outer_tile(const OuterArgs<T>& g, int64_t i0, int64_t j0) {
-  constexpr int lanes = sizeof(V) / sizeof(T);
+  using V = typename L::Type;
+  constexpr int lanes = L::lanes;
   // The first tile of every eight lines fetches them all.
   constexpr int64_t line = 64 / sizeof(T), most = 8 * line;
   const int64_t ahead = fetch_cycles / (rows * vectors) * g.b_step, rest = padded<T>(g.n) - j0;
@@ -259,7 +254,7 @@ __attribute__((noinline)) void outer_tile(const OuterArgs<T>& g, int64_t i0, int
     const T *a = g.a + g.runs[r].a + i0, *b = g.b + g.runs[r].b + j0;
     for (int64_t p = g.runs[r].count; p > 0; --p, a += g.a_step, b += g.b_step) {
       V w[vectors];
-      TK_UNROLL for (int j = 0; j < vectors; ++j) w[j] = *reinterpret_cast<const V*>(b + j * lanes);
+      TK_UNROLL for (int j = 0; j < vectors; ++j) w[j] = L::load(b + j * lanes);
       for (int64_t j = 0; j < lines; ++j) __builtin_prefetch(b + ahead + j * line);
       TK_UNROLL for (int i = 0; i < rows; ++i) TK_UNROLL for (int j = 0; j < vectors; ++j) sum[i][j] +=
           a[i] * w[j];
@@ -267,25 +262,25 @@ __attribute__((noinline)) void outer_tile(const OuterArgs<T>& g, int64_t i0, int
   }
   T* c = g.c + i0 * g.c_row + j0;
   TK_UNROLL for (int i = 0; i < rows; ++i, c += g.c_row) TK_UNROLL for (int j = 0; j < vectors; ++j) {
-    V* to = reinterpret_cast<V*>(c + j * lanes);
-    *to = g.fresh ? sum[i][j] : *to + sum[i][j];
+    T* to = c + j * lanes;
+    L::store(to, g.fresh ? sum[i][j] : L::load(to) + sum[i][j]);
   }
 }
 
-template <class T, class V, int vectors, int most = max_rows>
+template <class T, class L, int vectors, int most = max_rows>
 void outer_rows(int64_t rows, const OuterArgs<T>& g, int64_t i0, int64_t j0) {
   if (rows == most)
-    outer_tile<T, V, vectors, most>(g, i0, j0);
+    outer_tile<T, L, vectors, most>(g, i0, j0);
   else if constexpr (most > 1)
-    outer_rows<T, V, vectors, most - 1>(rows, g, i0, j0);
+    outer_rows<T, L, vectors, most - 1>(rows, g, i0, j0);
 }
 
-template <class T, class V, int vectors>
+template <class T, class L, int vectors>
 void outer_panel(const OuterArgs<T>& g, int64_t start) {
   const int64_t count = (g.m + max_rows - 1) / max_rows;
   for (int64_t i = 0, row = 0; i < count; ++i) {
     const int64_t rows = (g.m + i) / count;
-    outer_rows<T, V, vectors>(rows, g, row, start);
+    outer_rows<T, L, vectors>(rows, g, row, start);
     row += rows;
   }
 }
@@ -296,11 +291,11 @@ void outer(const OuterArgs<T>& g) {
   for (int64_t start = 0; start < all;) {
     const int64_t width = panel_width<T>(0, 0, all - start);
     if (width == 2 * W<T>)
-      outer_panel<T, typename Lanes<T, vector_bytes>::type, 2>(g, start);
+      outer_panel<T, Vector<T>, 2>(g, start);
     else if (width == W<T>)
-      outer_panel<T, typename Lanes<T, vector_bytes>::type, 1>(g, start);
+      outer_panel<T, Vector<T>, 1>(g, start);
     else
-      outer_panel<T, typename Lanes<T, unit<T> * sizeof(T)>::type, 1>(g, start);
+      outer_panel<T, Lanes<T, unit<T>>, 1>(g, start);
     start += width;
   }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -23,14 +24,25 @@ constexpr int vector_bytes = 16, vector_registers = 32;
 constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
 
-template <class T>
-struct Vector {
-  static constexpr int lanes = vector_bytes / sizeof(T);
-  typedef T Type __attribute__((vector_size(vector_bytes)));
-  typedef T Unaligned __attribute__((vector_size(vector_bytes), aligned(alignof(T)), may_alias));
+// `count` numbers in a register. Pass this on to templates, not Unaligned: a type that is a template argument
+// is aligned again.
+template <class T, int count>
+struct Lanes {
+  static constexpr int lanes = count;
+  typedef T Type __attribute__((vector_size(count * sizeof(T))));
+  typedef T Unaligned __attribute__((vector_size(count * sizeof(T)), aligned(alignof(T)), may_alias));
 
   static Type load(const T* p) { return *reinterpret_cast<const Unaligned*>(p); }
   static void store(T* p, Type v) { *reinterpret_cast<Unaligned*>(p) = v; }
+};
+
+// As many as the instruction set has.
+template <class T>
+struct Vector : Lanes<T, vector_bytes / sizeof(T)> {
+  using All = Lanes<T, vector_bytes / sizeof(T)>;
+  using All::load;
+  using All::store;
+  using typename All::Type;
 
   // The first `count` lanes (0 to `lanes`); the others are not touched in memory and load as zero.
   struct First {
@@ -118,35 +130,24 @@ constexpr bool cheap_partial_loads = true;
 constexpr bool cheap_partial_loads = false;
 #endif
 
-template <int bytes>
-struct IndexOf;
-template <>
-struct IndexOf<4> {
-  typedef int32_t type;
-};
-template <>
-struct IndexOf<8> {
-  typedef int64_t type;
-};
+// Lanes first, first + 1, … of a and of b in turn. Compilers make one or two shuffles of it.
+template <int first, class Vec, int... i>
+inline Vec zip(Vec a, Vec b, std::integer_sequence<int, i...>) {
+  return Vec{(i % 2 ? b : a)[first + i / 2]...};
+}
 
 // Transposes rows[lanes] in registers: log2(lanes) perfect shuffles, row i zipped with row i + lanes/2.
 template <class T>
 inline void transpose(typename Vector<T>::Type (&rows)[Vector<T>::lanes]) {
-  using Vec = typename Vector<T>::Type;
   constexpr int lanes = Vector<T>::lanes;
-  typedef typename IndexOf<sizeof(T)>::type Index __attribute__((vector_size(vector_bytes)));
-  Index low, high;
-  for (int i = 0; i < lanes; ++i) {
-    low[i] = i / 2 + i % 2 * lanes;
-    high[i] = low[i] + lanes / 2;
-  }
-  Vec next[lanes];
+  constexpr auto all = std::make_integer_sequence<int, lanes>();
+  typename Vector<T>::Type next[lanes];
 #pragma GCC unroll 4
   for (int stage = 1; stage < lanes; stage *= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < lanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + lanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + lanes / 2], high);
+      next[2 * i] = zip<0>(rows[i], rows[i + lanes / 2], all);
+      next[2 * i + 1] = zip<lanes / 2>(rows[i], rows[i + lanes / 2], all);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) rows[i] = next[i];

@@ -13,11 +13,6 @@
 namespace tk::TK_ISA {
 namespace {
 
-template <class T, int bytes>
-struct Lanes {
-  typedef T type __attribute__((vector_size(bytes), aligned(alignof(T)), may_alias));
-};
-
 // Each applies a small matrix to a column of vectors, in[i · stride].
 struct InputMatrix {  // Bᵀ
   static constexpr int from = 6, to = 6;
@@ -108,46 +103,40 @@ template <class T, class F>
 inline void over_channels(int64_t channels, const F& f) {
   constexpr int full = Vector<T>::lanes, half = vector_bytes > 16 ? full / 2 : full;
   int64_t c = 0;
-  for (; c + full <= channels; c += full) f(c, typename Lanes<T, vector_bytes>::type{});
-  for (; c < channels; c += half) f(c, typename Lanes<T, half * sizeof(T)>::type{});
-}
-
-template <class V, class T>
-inline V load_from(const T* p) {
-  return *reinterpret_cast<const V*>(p);
-}
-template <class V, class T>
-inline void store_to(T* p, V v) {
-  *reinterpret_cast<V*>(p) = v;
+  for (; c + full <= channels; c += full) f(c, Lanes<T, full>{});
+  for (; c < channels; c += half) f(c, Lanes<T, half>{});
 }
 
 template <class M, class T>
 void from_pixels(const T* const* pixels, int64_t channels, T* out, int64_t step) {
-  over_channels<T>(channels, [&](int64_t c, auto zero) {
-    using V = decltype(zero);
-    transform<M, V>([&](int i, int j) { return load_from<V>(pixels[i * M::from + j] + c); },
-                    [&](int i, int j, V v) { store_to(out + (i * M::to + j) * step + c, v); });
+  over_channels<T>(channels, [&](int64_t c, auto lanes) {
+    using L = decltype(lanes);
+    using V = typename L::Type;
+    transform<M, V>([&](int i, int j) { return L::load(pixels[i * M::from + j] + c); },
+                    [&](int i, int j, V v) { L::store(out + (i * M::to + j) * step + c, v); });
   });
 }
 
 template <class T>
 void to_pixels(const T* in, int64_t step, int64_t channels, const T* bias, T* const* pixels) {
-  over_channels<T>(channels, [&](int64_t c, auto zero) {
-    using V = decltype(zero);
-    const V b = bias ? load_from<V>(bias + c) : V{};
-    transform<OutputMatrix, V>([&](int i, int j) { return load_from<V>(in + (i * 6 + j) * step + c); },
+  over_channels<T>(channels, [&](int64_t c, auto lanes) {
+    using L = decltype(lanes);
+    using V = typename L::Type;
+    const V b = bias ? L::load(bias + c) : V{};
+    transform<OutputMatrix, V>([&](int i, int j) { return L::load(in + (i * 6 + j) * step + c); },
                                [&](int i, int j, V v) {
-                                 if (pixels[i * 4 + j]) store_to(pixels[i * 4 + j] + c, v + b);
+                                 if (pixels[i * 4 + j]) L::store(pixels[i * 4 + j] + c, v + b);
                                });
   });
 }
 
 template <class M, class T>
 void between_planes(const T* in, int64_t in_step, int64_t count, T* out, int64_t out_step) {
-  over_channels<T>(count, [&](int64_t c, auto zero) {
-    using V = decltype(zero);
-    transform<M, V>([&](int i, int j) { return load_from<V>(in + (i * M::from + j) * in_step + c); },
-                    [&](int i, int j, V v) { store_to(out + (i * M::to + j) * out_step + c, v); });
+  over_channels<T>(count, [&](int64_t c, auto lanes) {
+    using L = decltype(lanes);
+    using V = typename L::Type;
+    transform<M, V>([&](int i, int j) { return L::load(in + (i * M::from + j) * in_step + c); },
+                    [&](int i, int j, V v) { L::store(out + (i * M::to + j) * out_step + c, v); });
   });
 }
 
