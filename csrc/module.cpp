@@ -20,6 +20,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("version") = TK_VERSION;
   m.attr("compiler") = TK_COMPILER;
   m.attr("cpu_isas") = TK_CPU_ISAS;
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
   m.attr("cuda_decision") = TK_CUDA_DECISION;
   m.def("cpu_isa", &tk_cpu_isa);
   m.def("tile_costs", [] {

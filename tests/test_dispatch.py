@@ -189,7 +189,7 @@ def test_what_is_called_in_the_compiled_module_is_checked():
         for name in re.findall(r"\b_C\.(\w+)", file.read_text().replace("torch._C.", ""))
     }
     called |= {f"{name}_cpu" for name in re.findall(r'\brun\("(\w+)"', (package / "tables.py").read_text())}
-    assert called | {"cpu_isa"} == set(CALLED)
+    assert called | {"cpu_isa", "openmp"} == set(CALLED)
     assert native_module()[0].max_modes == MAX_MODES
 
 

@@ -48,6 +48,7 @@ def _build():
         "compiler": module.compiler,
         "cpu_isas": module.cpu_isas.split(),
         "cpu_isa": module.cpu_isa(),
+        "openmp": module.openmp,
         "cuda_decision": module.cuda_decision,
         "cuda_architectures": module.cuda_architectures() if hasattr(module, "cuda_architectures") else None,
     }
@@ -90,6 +91,11 @@ def _advice():
     if torch.get_num_threads() > _cores():
         advice.append(
             f"torch uses {torch.get_num_threads()} threads on {_cores()} cores: torch.set_num_threads({_cores()})."
+        )
+    if module is not None and not module.openmp:
+        advice.append(
+            "The compiled module was built without OpenMP, so its CPU kernels use one thread: install OpenMP for the "
+            "compiler (libomp-dev for clang++), or set CXX to one that has it, and reinstall."
         )
     if len(_openmp_runtimes()) > 1:
         advice.append(

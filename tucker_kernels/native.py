@@ -4,9 +4,9 @@ import functools
 
 import torch
 
-# What the package calls in the compiled module.
+# What the package calls and reads in the compiled module.
 CALLED = (
-    *("cpu_isa", "tile_costs", "mode_dot_cpu", "multi_mode_dot_cpu", "cross_gram_cpu"),
+    *("cpu_isa", "openmp", "tile_costs", "mode_dot_cpu", "multi_mode_dot_cpu", "cross_gram_cpu"),
     *("tucker_conv_forward_cpu", "tucker_conv_backward_cpu", "tucker_linear_forward_cpu", "tucker_linear_backward_cpu"),
     *("tangent_basis_cpu", "hosvd_truncate_cpu"),
     *("rotate_bases_cpu", "gram_solve_cpu", "batched_qr_cpu", "batched_svd_cpu"),

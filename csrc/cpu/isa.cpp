@@ -27,7 +27,7 @@ Isa choose() {
   return best;
 }
 
-Isa isa() {
+[[maybe_unused]] Isa isa() {
   static const Isa chosen = choose();
   return chosen;
 }

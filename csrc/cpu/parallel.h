@@ -1,9 +1,14 @@
-// Splits a range among OpenMP threads.
+// Splits a range among OpenMP threads. A compiler without OpenMP leaves one, and skips the pragmas.
 #pragma once
 
-#include <omp.h>
-
 #include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+inline int omp_get_thread_num() { return 0; }
+inline int omp_get_num_threads() { return 1; }
+#endif
 
 namespace tk {
 

@@ -51,7 +51,7 @@ class Forward {
     if (!memory) return TK_OUT_OF_MEMORY;
     carve(memory.data());
     if (bias_) read_pixels(bias_, 1, g_.n_out, round_up(g_.n_out, unit_), padded_bias_);
-    const int threads = schedule_.teams * schedule_.team_size;
+    [[maybe_unused]] const int threads = schedule_.teams * schedule_.team_size;
 #pragma omp parallel num_threads(threads)
     {
       pack_weights({&in_factor_, &core_.weight(), &out_factor_});

@@ -3,8 +3,6 @@
 // kernels'.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +11,7 @@
 
 #include "core/scratch.h"
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/simd/tucker_conv.h"
 #include "cpu/window_plan.h"
 #include "tucker_kernels.h"
