@@ -224,9 +224,14 @@ def tucker_conv_core_grad(
         ranks = [n if f is None else f.shape[1] for f, (n, _) in zip(factors, channels)]
         if len(known) != 2 or not all(0 <= k <= r for k, r in zip(known, ranks)):
             raise ValueError(f"known is {tuple(known)}; allowed are two integers from 0 to {tuple(ranks)}, or none")
-    with torch.no_grad():
-        input, stride = _seen_pixels(input, window, stride, padding)
-        gradient = ops.rank_space_wgrad(
-            input, grad_output, factors[0], factors[1], window, stride, padding, dilation, known
-        )
-        return multiply(gradient, factors[2:], range(2, gradient.ndim), True)
+    return core_gradient(input, grad_output, factors, window, (stride, padding, dilation), known)
+
+
+@torch.no_grad()
+def core_gradient(input, grad_output, factors, window, geometry, known):
+    """`tucker_conv_core_grad` of arguments that were checked; geometry: stride, padding, dilation, a sequence each."""
+    stride, padding, dilation = geometry
+    input, stride = _seen_pixels(input, window, stride, padding)
+    images, bases = (input, grad_output), factors[:2]
+    gradient = call(ops.rank_space_wgrad.default, *images, *bases, window, stride, padding, dilation, known)
+    return multiply(gradient, factors[2:], range(2, gradient.ndim), True)

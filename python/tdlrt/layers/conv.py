@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import tucker_kernels as tk
 from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled
-from tucker_kernels.convolution import PerDimension
+from tucker_kernels.convolution import PerDimension, core_gradient
 from tucker_kernels.validation import at_least, choice, per_dimension
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -87,13 +87,13 @@ class _TuckerConv(TuckerLayer):
         """
         if input.ndim == self.dimensions + 1:
             input, grad_output = input.unsqueeze(0), grad_output.unsqueeze(0)
-        x, grad_output = self._padded(input).to(self.core.dtype), grad_output.to(self.core.dtype)
-        window = self.weight_shape[2:]
+        dtype, window = self.core.dtype, self.weight_shape[2:]
         geometry = (self.stride, self._inner_padding, self.dilation)
         if known is not None:
             window_ranks = [n if f is None else f.shape[1] for n, f in zip(window, factors[2:])]
             known = known[:2] if window_ranks == list(known[2:]) else None
-        return tk.tucker_conv_core_grad(x, grad_output, factors, window, *geometry, known)
+        images = self._padded(input).to(dtype), grad_output.to(dtype)
+        return core_gradient(*images, factors, window, geometry, known or ())
 
     @classmethod
     def like(cls, layer, ranks, modes, bias, dtype):
