@@ -44,7 +44,7 @@ class CapturedStep:
         enter(expansions, o.state)
         for e in expansions:
             e.layer.core.grad = e.core_gradient
-            for factor in e.layer.factors:
+            for factor in e.parameters:
                 if factor is not None:
                     factor.grad = None
             if o.conditioning:
@@ -77,15 +77,15 @@ class CapturedStep:
 
     def _augment(self, expansions):
         """Augmented bases and gradients of all layers; returns conditions that must hold."""
-        places = [(e, mode) for e in expansions for mode in e.layer.modes if e.layer.factors[mode].grad is not None]
+        places = [(e, mode) for e in expansions for mode in e.layer.modes if e.parameters[mode].grad is not None]
         finite = []
         if places:
             state = self._optimizer.state
             bases = [e.factors[mode] for e, mode in places]
-            directions = [e.direction(mode, e.layer.factors[mode].grad, state) for e, mode in places]
+            directions = [e.direction(mode, e.parameters[mode].grad, state) for e, mode in places]
             found, counts = tk.tangent_basis(bases, directions)
-            for (e, mode), U, V in zip(places, bases, found):
-                e.bases[mode] = torch.cat([U, V], 1)
+            for (e, mode), V in zip(places, found):
+                e.extend(mode, V)
             finite.append((counts >= 0).all())
         for e in expansions:
             e.core_gradient = e.layer.core.grad

@@ -20,6 +20,7 @@ class NonFiniteError(FloatingPointError):
 class Expansion:
     """The layer's point before the step, and its augmented bases [U|V] (U itself for a mode that does not grow).
 
+    parameters: the layer's factors, whose data `factors` are. shape: of the augmented core.
     group: the core's parameter group, where its momentum goes along (`momentum.py`); momenta: {mode: (momentum before
     the step or None, gradient)} of the factors; ahead: {mode: the two together}, where nothing changed the gradient
     since. clip: what the gradients were multiplied by after that. expected_scale: what they will be multiplied by
@@ -31,8 +32,10 @@ class Expansion:
     name: str
     layer: TuckerLayer
     core: torch.Tensor
+    parameters: list
     factors: list
     bases: list
+    shape: tuple
     group: dict | None = None
     momenta: dict = field(default_factory=dict)
     ahead: dict = field(default_factory=dict)
@@ -48,8 +51,15 @@ class Expansion:
         state = optimizer.state.get(layer.core, {})
         check_shapes(name, layer.core, state)
         follow_dtype(layer.core, state)
-        factors = [None if f is None else f.data for f in layer.factors]
-        return cls(name, layer, layer.core.data, factors, list(factors), optimizer.momentum_group(layer.core))
+        core, parameters = layer.core.data, list(layer.factors)
+        factors = [None if f is None else f.data for f in parameters]
+        group = optimizer.momentum_group(layer.core)
+        return cls(name, layer, core, parameters, factors, list(factors), tuple(core.shape), group)
+
+    def extend(self, mode, directions):
+        """Augments a basis by orthonormal directions outside it."""
+        basis = self.bases[mode] = torch.cat([self.factors[mode], directions], 1)
+        self.shape = (*self.shape[:mode], basis.shape[1], *self.shape[mode + 1 :])
 
     def direction(self, mode, gradient, optimizer_state):
         """The direction a basis is to grow in: the factor's gradient, with its momentum where there is one.
@@ -64,13 +74,8 @@ class Expansion:
         return self.ahead[mode]
 
     @property
-    def shape(self):
-        """Shape of the augmented core."""
-        return tuple(n if b is None else b.shape[1] for n, b in zip(self.core.shape, self.bases))
-
-    @property
     def grew(self):
-        return self.shape != tuple(self.core.shape)
+        return self.shape != self.core.shape
 
     @property
     def new_modes(self):
@@ -120,10 +125,10 @@ def expand(layers, optimizer, expected_scale=1.0):
     for e in expansions:
         e.expected_scale = expected_scale
     gradients = {
-        (e.name, mode): e.direction(mode, e.layer.factors[mode].grad, optimizer.state)
+        (e.name, mode): e.direction(mode, e.parameters[mode].grad, optimizer.state)
         for e in expansions
         for mode in e.layer.modes
-        if e.layer.factors[mode].grad is not None
+        if e.parameters[mode].grad is not None
     }
     expand_along(expansions, gradients)
     return expansions
@@ -144,10 +149,10 @@ def expand_along(expansions, directions):
         members = [places[i] for i in group]
         bases = [e.factors[mode] for e, mode in members]
         found, counts = tk.tangent_basis(bases, [directions[e.name, mode] for e, mode in members])
-        for (e, mode), U, V, count in zip(members, bases, found, counts.tolist()):
+        for (e, mode), V, count in zip(members, found, counts.tolist()):
             if count < 0:
                 raise NonFiniteError(f"the gradient of {e.name}.factors.{mode} holds NaN or Inf")
-            e.bases[mode] = torch.cat([U, V[:, :count]], 1)
+            e.extend(mode, V[:, :count])
 
 
 def enter(expansions, optimizer_state):

@@ -297,7 +297,7 @@ class TDLRT(torch.optim.Optimizer):
     def _update(self, expansions):
         """Steps everything at the augmented points, truncates, and consumes the Tucker gradients."""
         for e in expansions:
-            for factor in e.layer.factors:
+            for factor in e.parameters:
                 if factor is not None:
                     factor.grad = None
         if self.conditioning:
@@ -368,7 +368,7 @@ class TDLRT(torch.optim.Optimizer):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""
         rules = []
         for e in expansions:
-            if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.layer.factors):
+            if not e.layer.train_bases or not any(f is not None and f.requires_grad for f in e.parameters):
                 continue
             tol = self.tolerance(e.layer)
             if tol is None and self._choose_ranks is not None and self._choose_ranks.adapts_without_tolerance:

@@ -63,7 +63,7 @@ def _contracted(optimizer, layers, local, contract):
     for c in comparisons:
         e = c.expansion
         if done[e.name] is not None:  # gradients may have been scaled since the backward pass
-            e.momenta = {mode: (before, e.layer.factors[mode].grad) for mode, (before, _) in e.momenta.items()}
+            e.momenta = {mode: (before, e.parameters[mode].grad) for mode, (before, _) in e.momenta.items()}
             e.ahead.clear()
     return expansions, [(c.expansion, c.gradient) for c in comparisons]
 

@@ -43,7 +43,7 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
             factors = [f @ S.T if i == mode else f for i, f in enumerate(e.factors)]
             e.layer.assign(tk.fold(Q.T.contiguous(), mode, shape).contiguous(), factors)
         loss = evaluate()
-        gradients = {e.name: e.layer.factors[mode].grad for e in chosen}
+        gradients = {e.name: e.parameters[mode].grad for e in chosen}
         refuse_nonfinite(((f"{name}.factors.{mode}", g) for name, g in gradients.items()), optimizer.reducer)
         for e in chosen:
             if gradients[e.name] is not None:
@@ -53,7 +53,7 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
                     inverse = torch.linalg.pinv(S)
                     gradient = gradient - gradient @ S @ inverse  # what a deficient core's factor cannot hold
                     gradient += e.direction(mode, gradients[e.name] @ S, optimizer.state) @ inverse
-                steps[e.name, mode] = e.layer.factors[mode].data - rates[e.layer.core] * gradient
+                steps[e.name, mode] = e.parameters[mode].data - rates[e.layer.core] * gradient
     finally:
         for e in chosen:
             e.layer.assign(e.core, e.factors)

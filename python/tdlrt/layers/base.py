@@ -21,6 +21,13 @@ Device = torch.device | str | int | None  # these as the constructors of torch's
 DType = torch.dtype | None
 
 
+class _Factors(nn.ParameterList):
+    """A `ParameterList` read in two calls an entry; torch's takes six, and a training step reads all of them often."""
+
+    def __iter__(self):
+        return iter([getattr(self, str(i)) for i in range(len(self))])
+
+
 class TuckerLayer(nn.Module):
     """What the Tucker layers share: `core`, `factors`, `bias`, ranks that may change, and conversion.
 
@@ -46,7 +53,7 @@ class TuckerLayer(nn.Module):
         check_placement(device, dtype)
         options = {"device": device, "dtype": dtype}
         self.core = nn.Parameter(torch.empty(ranks, **options))
-        self.factors = nn.ParameterList(
+        self.factors = _Factors(
             nn.Parameter(torch.empty(n, r, **options)) if i in self.modes else None
             for i, (n, r) in enumerate(zip(self.weight_shape, ranks))
         )
@@ -103,7 +110,6 @@ class TuckerLayer(nn.Module):
         """Core and factors, the parameters whose shapes change."""
         return [self.core, *(factor for factor in self.factors if factor is not None)]
 
-    @torch.no_grad()
     def assign(self, core: Tensor, factors: Sequence[Tensor | None]) -> None:
         """Replaces core and factors in place by ones of any rank; the parameters stay the same objects."""
         replace_data(self.core, core)
