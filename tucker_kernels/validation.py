@@ -88,9 +88,15 @@ def mode(name, value, ndim):
     return integer(name, value, -ndim, ndim - 1) % ndim
 
 
+def _is_sequence(values):
+    if isinstance(values, (list, tuple)):  # asked first: `Iterable` asks in Python
+        return True
+    return isinstance(values, Iterable) and not isinstance(values, (str, bytes, torch.Tensor))
+
+
 def integers(name: str, values: Any, minimum: int | None = None) -> list[int]:
     """A sequence of integers, each at least `minimum`, as a list."""
-    if isinstance(values, (str, bytes, torch.Tensor)) or not isinstance(values, Iterable):
+    if not _is_sequence(values):
         raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
     found = list(values)
     for v in found:
@@ -107,7 +113,7 @@ def per_dimension(name: str, value: Any, count: int, minimum: int) -> list:
         if value < minimum:
             raise ValueError(f"{name} is {value}; allowed are integers from {minimum} on")
         return [_plain(value)] * count
-    if isinstance(value, (bool, str, bytes, torch.Tensor)) or not isinstance(value, Iterable):
+    if not _is_sequence(value):
         raise TypeError(f"{name} must be an integer or a sequence of integers, got {type(value).__name__}")
     values = integers(name, value, minimum)
     if len(values) != count:

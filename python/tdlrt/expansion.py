@@ -48,13 +48,13 @@ class Expansion:
     @classmethod
     def at(cls, name, layer, optimizer):
         """The layer's point now, nothing augmented. Raises ValueError where the optimiser's state is of other ranks."""
-        state = optimizer.state.get(layer.core, {})
-        check_shapes(name, layer.core, state)
-        follow_dtype(layer.core, state)
-        core, parameters = layer.core.data, list(layer.factors)
+        core, parameters = layer.core, list(layer.factors)
+        state = optimizer.state.get(core, {})
+        check_shapes(name, core, state)
+        follow_dtype(core, state)
         factors = [None if f is None else f.data for f in parameters]
-        group = optimizer.momentum_group(layer.core)
-        return cls(name, layer, core, parameters, factors, list(factors), tuple(core.shape), group)
+        group = optimizer.momentum_group(core)
+        return cls(name, layer, core.data, parameters, factors, list(factors), tuple(core.shape), group)
 
     def extend(self, mode, directions):
         """Augments a basis by orthonormal directions outside it."""

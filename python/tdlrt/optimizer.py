@@ -164,6 +164,8 @@ class TDLRT(torch.optim.Optimizer):
         own = {p: name for name, p in model.named_parameters()}
         places = ((i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"]))
         self._names = {p: own.get(p, f"params[{i}][{j}]") for i, j, p in places}
+        tucker = {p for layer in self.layers.values() if layer.core in self._names for p in layer.weight_parameters()}
+        self._dense = [p for p in self._names if p not in tucker]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As of any torch optimiser, for parameters of dense layers. Raises ValueError for those of Tucker layers."""
@@ -361,8 +363,7 @@ class TDLRT(torch.optim.Optimizer):
         return [(self._names[p], local(p.grad)) for p in self.dense_parameters_with_gradient()]
 
     def dense_parameters_with_gradient(self):
-        tucker = {p for layer in self.layers.values() for p in layer.weight_parameters()}
-        return [p for p in self._names if p not in tucker and p.grad is not None]
+        return [p for p in self._dense if p.grad is not None]
 
     def _truncation_rules(self, expansions):
         """[(expansion, what `hosvd_truncate` needs to know of it)] of the layers whose bases may move."""

@@ -16,16 +16,13 @@ SQUARED = ("exp_avg_sq", "max_exp_avg_sq")
 
 def pad(tensor, shape):
     """The tensor in the leading corner of zeros of the given shape."""
-    if tuple(tensor.shape) == tuple(shape):
-        return tensor.clone()
-    padded = tensor.new_zeros(shape)
-    padded[corner(tensor.shape)] = tensor
-    return padded
+    sizes = zip(reversed(tensor.shape), reversed(shape))  # as torch pads, the last dimension first
+    return torch.nn.functional.pad(tensor, [n for old, new in sizes for n in (0, new - old)])
 
 
 def corner(shape):
     """Index of the leading corner of a tensor."""
-    return tuple(slice(0, n) for n in shape)
+    return tuple(map(slice, shape))
 
 
 def by_dtype(tensors):

@@ -10,22 +10,21 @@ def refuse_nonfinite(named_gradients, reducer):
 
     Where gradients are kept in shards, the processes agree on it.
 
-    A norm is far cheaper than an elementwise test and is finite only if every entry is; it may also overflow, so what
-    fails it is looked at closely.
+    A norm is far cheaper than an elementwise test and is finite only if every entry is; it may also overflow, so where
+    that of all gradients together is not finite, each is looked at closely.
     """
     named = [(name, g) for name, g in named_gradients if g is not None]
     if not named:
         return
-    norms = torch.stack([torch.linalg.vector_norm(g).double() for _, g in named])
+    norm = torch.nn.utils.get_total_norm([g for _, g in named])
     if reducer.sharded:
-        norms = reducer.maximum(norms)
-    doubtful = [pair for pair, ok in zip(named, torch.isfinite(norms).tolist()) if not ok]
-    if not doubtful:
+        norm = reducer.maximum(norm)
+    if torch.isfinite(norm):
         return
-    broken = torch.stack([~torch.isfinite(g).all() for _, g in doubtful]).to(norms.dtype)
+    broken = torch.stack([~torch.isfinite(g).all() for _, g in named]).to(norm.dtype)
     if reducer.sharded:
         broken = reducer.maximum(broken)
-    bad = [name for (name, _), flag in zip(doubtful, broken.tolist()) if flag]
+    bad = [name for (name, _), flag in zip(named, broken.tolist()) if flag]
     if bad:
         raise NonFiniteError(f"the gradient of {', '.join(bad)} holds NaN or Inf")
 
