@@ -162,7 +162,8 @@ class TDLRT(torch.optim.Optimizer):
     def _name_parameters(self):
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
         own = {p: name for name, p in model.named_parameters()}
-        places = ((i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"]))
+        places = [(i, j, p) for i, group in enumerate(self.param_groups) for j, p in enumerate(group["params"])]
+        self._group_index = {p: i for i, _, p in places}
         self._names = {p: own.get(p, f"params[{i}][{j}]") for i, j, p in places}
         tucker = {p for layer in self.layers.values() if layer.core in self._names for p in layer.weight_parameters()}
         self._dense = [p for p in self._names if p not in tucker]
@@ -198,8 +199,7 @@ class TDLRT(torch.optim.Optimizer):
         self._choose_kind_of_step()
 
     def _group_of(self, parameter):
-        # By identity: the hash of a parameter is a call in Python, and a dict of all of them costs hundreds.
-        return next(group for group in self.param_groups if any(p is parameter for p in group["params"]))
+        return self.param_groups[self._group_index[parameter]]
 
     def state_dict(self) -> dict[str, Any]:
         """As of any torch optimiser, and the paths that layers chose, which stay until others are clearly faster."""
