@@ -37,7 +37,7 @@ def _contiguous(tensors):
 
 
 def _addresses(*tensors):
-    return [t.data_ptr() for t in tensors]
+    return list(map(torch.Tensor.data_ptr, tensors))
 
 
 def around(shape, mode):
@@ -102,17 +102,16 @@ def grouped_mode_dot(run, tensors, matrices, counts, modes, transpose):
     chains = [slice(end - count, end) for end, count in zip(itertools.accumulate(counts), counts)]
     if any(x.ndim > MAX_MODES for x in tensors):
         return [multi_mode_dot(run, x, matrices[c], modes[c], transpose) for x, c in zip(tensors, chains)]
-    found, table = [], []
-    for x, chain in zip(tensors, chains):
-        own, places = matrices[chain], modes[chain]
-        rows, shape = [m.shape[1 if transpose else 0] for m in own], list(x.shape)
-        size, rest, unused = list(shape), _PADDING[x.ndim], _PADDING[len(own)]
+    found, table, side = [], [], int(transpose)
+    for x, chain, count in zip(tensors, chains, counts):
+        own, places, size = matrices[chain], modes[chain], list(x.shape)
+        rows, unused = [m.shape[side] for m in own], _PADDING[count]
         for place, r in zip(places, rows):
             size[place] = r
         y = x.new_empty(size)
         found.append(y)
-        table += (x.data_ptr(), y.data_ptr(), len(shape), len(own), transpose, *shape, *rest, *places, *unused)
-        table += (*rows, *unused, *[m.data_ptr() for m in own], *unused)
+        table += (x.data_ptr(), y.data_ptr(), x.ndim, count, transpose, *x.shape, *_PADDING[x.ndim])
+        table += (*places, *unused, *rows, *unused, *[m.data_ptr() for m in own], *unused)
     run("multi_mode_dot", table, tensors)
     return found
 

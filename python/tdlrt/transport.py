@@ -27,10 +27,8 @@ def corner(shape):
 
 def by_dtype(tensors):
     """Indices grouped by dtype and device: one call of an operator each (one group in nearly every model)."""
-    groups = {}
-    for i, tensor in enumerate(tensors):
-        groups.setdefault((tensor.dtype, tensor.device), []).append(i)
-    return groups.values()
+    kinds = [(tensor.dtype, tensor.device) for tensor in tensors]
+    return [[i for i, kind in enumerate(kinds) if kind == chosen] for chosen in dict.fromkeys(kinds)]
 
 
 def products(tensors, matrices, modes, transpose=False):
