@@ -85,6 +85,22 @@ def rates(rate=1e30, bandwidth=1e30, forward=1e-5, training=1e-5, team=1.0):
     return cost_model.Rates(rate, bandwidth, forward, training, team)
 
 
+def test_bases_meet_the_gradient_of_a_linear_layer_in_the_cheapest_order():
+    chosen = set()
+    for m, n_out, n_in, r_out, r_in in itertools.product((8, 64, 4096), *((16, 512),) * 2, *((2, 16),) * 2):
+        whole = r_out * n_out * n_in + r_out * n_in * r_in, n_out * n_in * r_in + r_out * n_out * r_in
+        multiply_adds = {  # of Uᵀ dYᵀ X V, by parentheses
+            (False, False): r_out * n_out * m + m * n_in * r_in + r_out * m * r_in,
+            (True, False): m * n_in * r_in + n_out * m * r_in + r_out * n_out * r_in,
+            (False, True): r_out * n_out * m + r_out * m * n_in + r_out * n_in * r_in,
+            (True, True): n_out * m * n_in + min(whole),
+        }
+        late = cost_model.project_linear_gradient(m, ((n_out, r_out), (n_in, r_in)), 1)
+        assert multiply_adds[late] == min(multiply_adds.values())
+        chosen.add(late)
+    assert chosen == set(multiply_adds)
+
+
 def test_the_path_in_use_stays_until_another_is_a_tenth_faster():
     def with_times(chain, fused):
         return {

@@ -89,7 +89,8 @@ def tucker_linear_core_grad(
         input: (..., n_in); grad_output: (..., n_out), the gradient of the loss.
         factors: d matrices (n_i, r_i) or None; sizes: the d mode sizes n_i.
 
-    Returns: (r_1, …, r_d), (grad ×_out U_outᵀ)ᵀ (input ×_in U_inᵀ). Not differentiable.
+    Returns: (r_1, …, r_d), (grad ×_out U_outᵀ)ᵀ (input ×_in U_inᵀ), multiplied in the cheapest order of the two sides.
+    Not differentiable.
     """
     validation.tensor("input", input)
     validation.tensor("grad_output", grad_output, like=("input", input))
@@ -105,10 +106,15 @@ def tucker_linear_core_grad(
         raise ValueError(f"input has shape {tuple(input.shape)}; its last dimension must be {n_in}")
     if tuple(grad_output.shape) != (*input.shape[:-1], n_out):
         raise ValueError(f"grad_output has shape {tuple(grad_output.shape)}; it must be {(*input.shape[:-1], n_out)}")
+    rows = math.prod(input.shape[:-1])
+    modes = tuple((n, None if f is None else f.shape[1]) for n, f in zip(sizes, factors))
+    late_out, late_in = cost_model.project_linear_gradient(rows, modes, out_modes)
+    late = [late_out] * out_modes + [late_in] * (len(sizes) - out_modes)
+    of_rows, of_gradient = ([f if x == where else None for f, x in zip(factors, late)] for where in (False, True))
     with torch.no_grad():
-        x = input.reshape(-1, *sizes[out_modes:])
-        dy = grad_output.reshape(-1, *sizes[:out_modes])
-        x = multiply(x, factors[out_modes:], range(1, x.ndim), True)
-        dy = multiply(dy, factors[:out_modes], range(1, dy.ndim), True)
+        x = input.reshape(rows, *sizes[out_modes:])
+        dy = grad_output.reshape(rows, *sizes[:out_modes])
+        x = multiply(x, of_rows[out_modes:], range(1, x.ndim), True)
+        dy = multiply(dy, of_rows[:out_modes], range(1, dy.ndim), True)
         flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
-        return flat.reshape(*dy.shape[1:], *x.shape[1:])
+        return multiply(flat.reshape(*dy.shape[1:], *x.shape[1:]), of_gradient, range(len(sizes)), True)
