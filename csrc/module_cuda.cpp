@@ -36,6 +36,7 @@ py::dict shown(const tk::GemmProblem<T>& p) {
                 {"depth", p.depth},
                 {"first_tile", p.first_tile},
                 {"out", at(p.out)},
+                {"squares", at(p.squares)},
                 {"a", at(p.a)},
                 {"b", at(p.b)},
                 {"flag", at(p.flag)}});
@@ -62,14 +63,16 @@ py::dict shown(const tk::GramProblem<T>& p) {
                 {"split_depth", p.split_depth},
                 {"first_tile", p.first_tile},
                 {"out", at(p.gram)},
-                {"partial", at(p.partial)}});
+                {"partial", at(p.partial)},
+                {"finished", at(p.finished)}});
 }
 template <class T>
 py::dict shown(const tk::CholeskyProblem<T>& p) {
   return shown({{"size", p.size},
                 {"resident", p.resident},
                 {"work", at(p.work)},
-                {"out", p.inverse ? at(p.inverse) : at(p.factor)}});
+                {"inverse", at(p.inverse)},
+                {"factor", at(p.factor)}});
 }
 template <class T>
 py::dict shown(const tk::JacobiProblem<T>& p) {
@@ -78,6 +81,7 @@ py::dict shown(const tk::JacobiProblem<T>& p) {
                 {"meetings", p.meetings},
                 {"first_block", p.first_block},
                 {"progress", at(p.progress)},
+                {"factor", at(p.factor)},
                 {"out", at(p.basis)},
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});

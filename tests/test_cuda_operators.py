@@ -211,9 +211,10 @@ def test_batched_svd_on_all_families_in_one_call(dtype, device):
         assert spectral(U.double() * s.double() @ Vh.double() - A.double()) <= allowed, name
 
 
+@pytest.mark.parametrize("shape", [(20, 7), (7, 20)])
 @pytest.mark.parametrize("operator", [tk.batched_qr, tk.batched_svd])
-def test_factors_of_a_matrix_that_is_not_finite_are_nan(operator, device):
-    A, bad = gaussian(20, 7).float(), gaussian(20, 7).float()
+def test_factors_of_a_matrix_that_is_not_finite_are_nan(operator, shape, device):
+    A, bad = gaussian(*shape).float(), gaussian(*shape).float()
     bad[3, 3] = math.nan
     for alone, first, spoilt in zip(operator([A.to(device)]), *zip(*operator([A.to(device), bad.to(device)]))):
         assert torch.isnan(spoilt).all()

@@ -18,7 +18,7 @@ import gpu_device
 GROW = [("tangent_basis", 8)]
 AGREE = [("multi_mode_dot", 1), ("cross_gram", 1)]  # kept pairs and gradients, see integrators/agreement.py
 MOMENTUM_IN = [("cross_gram", 1), ("gram_solve", 4), ("multi_mode_dot", 1)]
-TRUNCATE = [("hosvd_truncate", 11), ("rotate_bases", 3)]
+TRUNCATE = [("hosvd_truncate", 10), ("rotate_bases", 3)]
 MOMENTUM_OUT = [("multi_mode_dot", 2), ("cross_gram", 1), ("multi_mode_dot", 1)]  # with the core's, one launch a mode
 
 

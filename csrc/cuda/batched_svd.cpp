@@ -2,6 +2,7 @@
 // one product and a block Gram–Schmidt, which also repairs vectors of small singular values.
 #include "cuda/eigenbasis.h"
 #include "cuda/operators.h"
+#include "cuda/orthonormalise.h"
 
 namespace tk {
 
@@ -29,7 +30,6 @@ tk_status batched_svd_plan(tk_dtype dtype, const tk_batched_svd_problem* problem
       e.sigma = static_cast<T*>(p.s);
       e.bound = -1;
       e.max_rank = static_cast<int32_t>(k);
-      e.sweeps = 30;
       e.flag = flags + i;
       e.on_flag = OnFlag::nan;
       eigen.push_back(e);

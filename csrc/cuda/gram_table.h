@@ -1,5 +1,5 @@
 // Fills the tables of Gram matrices, of their semidefinite Cholesky factors, of products with what these
-// give, and of Jacobi rotations.
+// give, of Newton steps, and of Jacobi rotations.
 #pragma once
 
 #include <algorithm>
@@ -111,6 +111,32 @@ class TriangularTable {
   std::vector<TriangularProblem<T>> problems_;
   TriangularProblem<T> unused_;
   int64_t tiles_ = 0;
+};
+
+// One Newton step towards the nearest orthonormal matrix, Q ← 3/2 Q − 1/2 Q (QᵀQ): a defect ‖QᵀQ − I‖ = δ
+// becomes 3/4 δ². Columns that are zero stay so. Two launches.
+template <class T>
+class NewtonTable {
+ public:
+  // to = the step from `from`, both m×n and contiguous.
+  void add(PlanBuilder& builder, const T* from, int64_t m, int64_t n, T* to, const int32_t* flag,
+           OnFlag on_flag) {
+    double* gram = builder.scratch<double>(n * n);
+    grams_.add(builder, {from, 1, n}, n, m, gram, flag);
+    TriangularProblem<T>& step = steps_.add(m, n, {from, n, 1}, gram, to, flag);
+    step.packed = true;
+    step.newton = true;
+    step.on_flag = on_flag;
+  }
+
+  void launch(PlanBuilder& builder) const {
+    grams_.launch(builder);
+    steps_.launch(builder);
+  }
+
+ private:
+  GramTable<T> grams_;
+  TriangularTable<T> steps_;
 };
 
 template <class T>

@@ -13,9 +13,6 @@
 namespace tk {
 namespace {
 
-// A core in HOSVD form needs one or two sweeps; they end by themselves.
-constexpr int32_t most_sweeps = 12;
-
 tk_status check(const tk_hosvd_truncate_problem& p, int64_t width) {
   if (p.modes < 1 || p.modes > TK_MAX_MODES || p.modes > width) return TK_INVALID_ARGUMENT;
   int64_t elements = 1;
@@ -117,7 +114,6 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, const tk_hosvd_truncate_problem* p
         e.bound = tol[c] < 0 ? -1 : tol[c] * tol[c] / (per_mode ? 1 : cut);
         e.min_rank = static_cast<int32_t>(bounds.least[d]);
         e.max_rank = static_cast<int32_t>(bounds.most[d]);
-        e.sweeps = most_sweeps;
         eigen.push_back(e);
         const Matrix<T> projection{e.basis, n, 1};
         out.products.push_back({d, projection.transposed(), n});

@@ -7,8 +7,7 @@
 // R⁻¹ and the products with it are float64: in float32 a direction that nearly depends on others would be
 // lost in the rounding of large coefficients. A Gram matrix in float64 sees what remains of a column down to
 // √ε of it, which is enough for float32. For float64 the first factor leaves the columns with less aside, as
-// what remains of them, and a second one tells them apart before the last. Columns that are nearly
-// orthonormal already need one R alone.
+// what remains of them, and a second one tells them apart before the last.
 //
 // Source: Giraud, Langou, Rozložník & van den Eshof 2005; Stathopoulos & Wu 2002 (Gram-based block
 // orthogonalisation).
@@ -29,7 +28,6 @@ struct Orthonormalization {
   Matrix<T> d;  // n×p
   T* v;         // n×p, or p×n where transposed, contiguous
   int64_t n, r, p;
-  bool unit;         // r = 0 and the columns of d are nearly orthonormal, or zero: one factor is enough
   bool transposed;   // v
   bool pack;         // kept columns first
   double tolerance;  // squared: a pivot at or below it is a dependent column
@@ -56,21 +54,18 @@ class OrthonormalizePlan {
       : builder_(builder), all_(all) {
     for (const auto& o : all) {
       Buffers b{};
-      if (!o.unit) {
-        b.w = builder.scratch<T>(o.n * o.p);
-        b.x = builder.scratch<T>(o.n * o.p);
-        if (project_out_shared<T>(o.n) > builder.shared_bytes(Kernel::project_out))
-          b.strips = builder.scratch<T>(strips(o) * o.n * projection_columns);
-      }
+      b.w = builder.scratch<T>(o.n * o.p);
+      b.x = builder.scratch<T>(o.n * o.p);
+      if (project_out_shared<T>(o.n) > builder.shared_bytes(Kernel::project_out))
+        b.strips = builder.scratch<T>(strips(o) * o.n * projection_columns);
       b.gram = builder.scratch<double>(o.p * o.p);
       b.inverse = builder.scratch<double>(o.p * o.p);
       buffers_.push_back(b);
-      repeats_ |= !o.unit;
     }
   }
 
   void build() {
-    for (int round = 0; round < (repeats_ ? rounds : 1); ++round) {
+    for (int round = 0; round < rounds; ++round) {
       project(round);
       factor(round);
       solve(round);
@@ -91,11 +86,7 @@ class OrthonormalizePlan {
 
   T* buffer(size_t i, int round) const { return round % 2 ? buffers_[i].x : buffers_[i].w; }
   // What the factor of a round is of.
-  Matrix<T> input(size_t i, int round) const {
-    return all_[i].unit ? all_[i].d : Matrix<T>{buffer(i, round), all_[i].p, 1};
-  }
-  bool takes_part(size_t i, int round) const { return round == 0 || !all_[i].unit; }
-  bool last(size_t i, int round) const { return all_[i].unit || round == rounds - 1; }
+  Matrix<T> input(size_t i, int round) const { return {buffer(i, round), all_[i].p, 1}; }
 
   // w = d normalised and projected twice, or what a round left projected once more.
   void project(int round) {
@@ -103,7 +94,7 @@ class OrthonormalizePlan {
     int64_t tiles = 0, shared = project_out_shared<T>(0);
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (o.unit || (round > 0 && o.r == 0)) continue;
+      if (round > 0 && o.r == 0) continue;
       const Matrix<T> from = round == 0 ? o.d : input(i, round);
       ProjectionProblem<T> p{};
       p.d = from.data, p.d_row = from.row, p.d_col = from.col;
@@ -122,16 +113,14 @@ class OrthonormalizePlan {
   }
 
   void factor(int round) {
+    const bool end = round == rounds - 1;
     GramTable<T> grams;
     CholeskyTable<T> factors;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (!takes_part(i, round)) continue;
-      const bool end = last(i, round), repeat = end && round > 0;
       grams.add(builder_, input(i, round).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
-      CholeskyProblem<T>& p =
-          factors.add(builder_, buffers_[i].gram, o.p, repeat ? 0.25 : o.tolerance, o.flag);
-      p.relative = repeat ? 0 : gram_resolution(o.n);
+      CholeskyProblem<T>& p = factors.add(builder_, buffers_[i].gram, o.p, end ? 0.25 : o.tolerance, o.flag);
+      p.relative = end ? 0 : gram_resolution(o.n);
       p.inverse = buffers_[i].inverse;
       p.defer = !end && round + 2 < rounds;
       p.pack = o.pack && end;
@@ -143,11 +132,10 @@ class OrthonormalizePlan {
 
   // The input times R⁻¹: for the next round, or at the end v.
   void solve(int round) {
+    const bool end = round == rounds - 1;
     TriangularTable<T> products;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      if (!takes_part(i, round)) continue;
-      const bool end = last(i, round);
       TriangularProblem<T>& p = products.add(o.n, o.p, input(i, round), buffers_[i].inverse,
                                              end ? o.v : buffer(i, round + 1), o.flag);
       if (end && o.transposed) p.out_row = 1, p.out_col = o.n;
@@ -160,7 +148,6 @@ class OrthonormalizePlan {
   PlanBuilder& builder_;
   const std::vector<Orthonormalization<T>>& all_;
   std::vector<Buffers> buffers_;
-  bool repeats_ = false;  // whether some need more than one factor
 };
 
 template <class T>

@@ -1,5 +1,5 @@
-// Launch plan of rotate_bases: products, their Gram matrices in float64, and one Newton step towards the
-// nearest orthonormal matrix, Q ← 3/2 Q − 1/2 Q (QᵀQ), one launch each for all problems.
+// Launch plan of rotate_bases: products and one Newton step, whose Gram matrices are float64; three launches
+// for all problems.
 #include "cuda/gram_table.h"
 #include "cuda/operators.h"
 
@@ -15,23 +15,16 @@ tk_status rotate_bases_plan(tk_dtype dtype, const tk_rotate_bases_problem* probl
   const auto build = [&](auto zero, PlanBuilder& builder) {
     using T = decltype(zero);
     GemmTable<T> products;
-    GramTable<T> grams;
-    TriangularTable<T> steps;
+    NewtonTable<T> steps;
     for (int64_t i = 0; i < count; ++i) {
       const tk_rotate_bases_problem& p = problems[i];
       if (p.n == 0 || p.rank == 0) continue;
       T* product = builder.scratch<T>(p.n * p.rank);
-      double* gram = builder.scratch<double>(p.rank * p.rank);
       products.add(p.n, p.rank, p.size, {static_cast<const T*>(p.basis), p.size, 1},
                    {static_cast<const T*>(p.rotation), p.rotation_row, 1}, product, p.rank);
-      grams.add(builder, {product, 1, p.rank}, p.rank, p.n, gram, nullptr);
-      TriangularProblem<T>& step =
-          steps.add(p.n, p.rank, {product, p.rank, 1}, gram, static_cast<T*>(p.rotated), nullptr);
-      step.packed = true;
-      step.newton = true;
+      steps.add(builder, product, p.n, p.rank, static_cast<T*>(p.rotated), nullptr, OnFlag::skip);
     }
     products.launch(builder);
-    grams.launch(builder);
     steps.launch(builder);
   };
   return plan_problems(dtype, problems, count, workspace, device, plan, check, build);

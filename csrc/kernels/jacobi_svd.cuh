@@ -18,7 +18,7 @@
 // memory, in the first round those inside them, too. By count, for n = 512 of float32 and width = 32: a sweep
 // is 4n³ operations on 8 multiprocessors in 15 rounds, which move 2n² elements each between L2 and shared
 // memory, 31 MB in all. One block that left in L2 what does not fit would have 255 such rounds, and n³ alone.
-// The rounds need no launch each (12 sweeps of 15, most of them empty) and no cluster, which sm_80 lacks and
+// The rounds need no launch each (30 sweeps of 15, most of them empty) and no cluster, which sm_80 lacks and
 // n = 1,024 does not fit: see Turns.
 //
 // Numerics: T, columns scaled by 1/sqrt(trace) so that squares neither overflow nor vanish; squared norms are

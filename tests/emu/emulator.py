@@ -79,6 +79,15 @@ def problem_type(table):
     return struct
 
 
+def far_rows(values, path):
+    """The same matrix with rows 2³⁰ elements apart, in a sparse file: from the third on, 32 bits do not reach."""
+    rows, columns = values.shape
+    memory = np.memmap(path, values.dtype, "w+", shape=((rows - 1) * 2**30 + columns,))
+    spread = np.lib.stride_tricks.as_strided(memory, values.shape, (2**30 * values.itemsize, values.itemsize))
+    spread[:] = values
+    return spread
+
+
 def problem(**fields):
     return fields
 

@@ -102,6 +102,12 @@ def test_a_matrix_whose_entries_32_bits_cannot_count(splits, tmp_path):
     assert np.array_equal(gram[begin:, begin:], gram[begin:, begin:].T)
 
 
+def test_rows_that_lie_far_apart(tmp_path):
+    a = np.random.default_rng(6).standard_normal((4, 20)).astype(np.float32)
+    (gram,) = run([(emulator.far_rows(a, tmp_path / "a"), 2**30, 1, 0, 0, 4, 20, 1, 32, None)], np.float32)
+    assert_gram(gram, a, 0)
+
+
 def test_empty_depth_and_flag():
     flag = np.ones(1, np.int32)
     a = np.ones((4, 3), np.float32)

@@ -111,6 +111,30 @@ def test_columns_over_two_dimensions(dtype):
     close(out, np.einsum("rk,oki->ori", m.astype(float), x.astype(float)))
 
 
+@pytest.mark.parametrize("flagged", [0, 1])
+def test_the_source_has_columns_over_two_dimensions_too(flagged):
+    """As where a truncated core goes back, or stays as it was because it is not finite."""
+    x, m, source = normal((5, 30, 13), "float32"), normal((20, 30), "float32", 1), normal((5, 20, 13), "float32", 2)
+    out, flag = np.full((5, 20, 13), np.nan, "float32"), np.full(1, flagged, np.int32)
+    p = problem(m, x[0], out[0], n=5 * 13, n_inner=13, b_col_outer=30 * 13, out_col_outer=20 * 13, on_flag=SOURCE)
+    p["source"], p["source_col_outer"], p["flag"], p["alpha"], p["beta"] = (
+        address(source),
+        20 * 13,
+        address(flag),
+        -1,
+        1,
+    )
+    run("float32", [p])
+    close(out, source - (1 - flagged) * np.einsum("rk,oki->ori", m.astype(float), x.astype(float)))
+
+
+def test_rows_that_lie_far_apart(tmp_path):
+    a, b = emulator.far_rows(normal((4, 5), "float32"), tmp_path / "a"), normal((5, 6), "float32", 1)
+    out = emulator.far_rows(np.full((4, 6), np.nan, "float32"), tmp_path / "out")
+    run("float32", [problem(a, b, out)])
+    close(out, a.astype(float) @ b.astype(float))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sum_over_two_dimensions(dtype):
     """A contraction over all but one mode: out[i,j] = Σ_ok a[o,i,k] b[o,j,k]."""

@@ -167,6 +167,13 @@ def test_rank_is_the_smallest_within_the_bound(bound):
     assert rank == min(max(wanted, 5), 9)
 
 
+def test_a_tail_of_nothing_is_within_a_bound_of_nothing():
+    ((basis, sigma, rank),) = run([np.diag([4.0, 2.0, 1.0, 0.0, 0.0])], bound=0.0)
+    assert rank == 3
+    assert np.array_equal(basis, np.eye(5) * (np.arange(5) < 3))
+    assert np.allclose(sigma, [4, 2, 1, 0, 0], rtol=1e-6, atol=0)
+
+
 def test_negative_bound_takes_the_largest_rank():
     a = cholesky_factor(12, np.logspace(0, -6, 12))
     ((basis, _, rank),) = run([a], bound=-1.0, ranks=(0, 7))
@@ -242,6 +249,9 @@ def test_shift_is_taken_off_the_energies():
     ((_, sigma, rank),) = run([np.linalg.cholesky(gram)], shift=shift, traces=[4.0], bound=1e-10)
     assert rank == 4
     assert np.allclose(sigma, values, atol=1e-3)
+    ((_, sigma, rank),) = run([np.linalg.cholesky(gram)], shift=2 * shift, traces=[4.0])
+    assert rank == 4
+    assert not sigma[4:].any(), "no energy is negative"
 
 
 def test_the_oracle_sees_a_swapped_column():

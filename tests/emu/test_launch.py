@@ -7,6 +7,7 @@ import torch
 
 import tucker_kernels as tk
 from emu import device, emulator
+from tucker_kernels import cuda
 
 ILLEGAL_ADDRESS = 700  # left behind by somebody else
 
@@ -49,3 +50,22 @@ def test_a_refused_call_names_its_kernel_and_what_cuda_says(n, calls, library):
         assert library.tk_emu_exchange_error(0) == 0, "nobody else may find it"
     library.tk_emu_fail_after(len(calls))
     assert tangent_basis(n)[0] == 1
+
+
+class OneByteLess(device.Emulated):
+    """Says after every call that the workspace has one byte less."""
+
+    def __getattr__(self, name):
+        call = super().__getattr__(name)
+
+        def short(*given):
+            call(*given)
+            ctypes.c_int64.from_address(given[-2]).value -= 1
+
+        return short
+
+
+def test_a_workspace_that_is_too_small_is_refused(library, monkeypatch):
+    monkeypatch.setattr(cuda, "_C", OneByteLess())
+    with pytest.raises(RuntimeError, match="out of range"):
+        tangent_basis(16)

@@ -74,6 +74,12 @@ def test_strided_directions_and_lengths_kept():
     assert_projected(U, D, w, normalise=False)
 
 
+def test_rows_that_lie_far_apart(tmp_path):
+    U, D = orthonormal(4, 2, np.float32), normal(4, 3, np.float32)
+    ((w, _),) = run([(U, emulator.far_rows(D, tmp_path / "d"))], np.float32)
+    assert_projected(U, D, w)
+
+
 def test_lengths_from_denormal_to_large():
     D = normal(30, 5, np.float32) * np.array([1e-45, 1e-25, 1, 1e18, 1e37], np.float32)
     ((w, flag),) = run([(np.zeros((30, 0), np.float32), D)], np.float32)

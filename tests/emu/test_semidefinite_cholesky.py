@@ -118,14 +118,17 @@ def test_sorted_by_descending_diagonal_with_ties():
     assert rank == 5
 
 
-def test_pivots_relative_to_their_own_diagonal():
+@pytest.mark.parametrize("sort", [False, True])
+def test_pivots_relative_to_their_own_diagonal(sort):
     """Columns of very different sizes: only those that depend on earlier ones go."""
     rng = np.random.default_rng(6)
     a = np.linalg.qr(rng.standard_normal((20, 8)))[0] * np.logspace(0, -6, 8)
     a[:, 5] = 1e-3 * a[:, 0] + 1e-12 * rng.standard_normal(20)
-    ((factor, _, rank, *_),) = run([a.T @ a], relative=1e-12)
+    a = a[:, ::-1] if sort else a  # that the order is another one than that of the matrix
+    ((factor, _, rank, *_),) = run([a.T @ a], relative=1e-12, sort=sort)
     assert rank == 7
-    assert list(np.flatnonzero(~factor.any(0))) == [5]
+    order = np.argsort(-np.linalg.norm(a, axis=0)) if sort else np.arange(8)
+    assert list(order[~factor.any(0)]) == [2 if sort else 5]
 
 
 def test_a_float32_factor_is_the_rounded_double_one_and_the_inverse_stays_double():
@@ -139,8 +142,9 @@ def test_a_float32_factor_is_the_rounded_double_one_and_the_inverse_stays_double
 def test_shift_completes_the_rank():
     shift = 1e-9
     gram = gram_of(20, 6)
-    (one, zero) = run([gram, np.zeros((20, 20))], shift=shift, sort=True)
-    assert one[2] == zero[2] == 20
+    one, tiny, zero = run([gram, 1e-60 * gram, np.zeros((20, 20))], shift=shift, sort=True)
+    assert one[2] == tiny[2] == zero[2] == 20
+    assert np.allclose(1e30 * tiny[0], one[0], rtol=0, atol=1e-9)
     assert np.abs(one[0] @ one[0].T - gram - shift * np.trace(gram) * np.eye(20)).max() <= 1e-14
     assert np.array_equal(zero[0], np.eye(20))
 
@@ -190,6 +194,14 @@ def test_not_finite_sets_the_flag_and_nothing_else(bad):
     assert np.isnan(sick[0]).all(), "outputs must be left alone"
     assert np.isnan(sick[1]).all()
     assert (well[2], well[4]) == (12, 0)
+
+
+def test_a_flag_that_is_set_already_stops_a_finite_problem_too():
+    inverse, rank, flag = np.full((9, 9), np.nan), np.full(1, -7), np.ones(1, np.int32)
+    row = emulator.problem(gram=np.eye(9), inverse=inverse, rank=rank, flag=flag, size=9, resident=9)
+    emulator.launch("semidefinite_cholesky", np.float64, [row], block=THREADS, shared=shared_bytes(9, 9))
+    assert (rank[0], flag[0]) == (-1, 1)
+    assert np.isnan(inverse).all()
 
 
 def test_the_oracle_sees_a_wrong_entry():

@@ -9,14 +9,16 @@ THREADS = 128
 SKIP, ZERO, SOURCE, IDENTITY, NAN = range(5)
 
 
-def run(problems, dtype, packed=False, flag=0, on_flag=ZERO, transposed=False, of_transpose=False, grid=3):
+def run(
+    problems, dtype, packed=False, flag=0, on_flag=ZERO, transposed=False, of_transpose=False, grid=3, newton=False
+):
     rows, tiles, found = [], 0, []
     for a, b in problems:
         m, n = a.shape
         out, flags = np.full((m, n), np.nan, dtype), np.full(1, flag, np.int32)
         written = np.full((n, m), np.nan, dtype) if transposed else out
         row = emulator.problem(a=a, b=b, out=written, flag=flags, m=m, n=n, first_tile=tiles, packed=int(packed))
-        row |= emulator.problem(transposed=int(of_transpose))
+        row |= emulator.problem(transposed=int(of_transpose), newton=int(newton))
         row |= emulator.problem(a_row=a.strides[0] // a.itemsize, a_col=a.strides[1] // a.itemsize, on_flag=on_flag)
         rows.append(row | emulator.problem(out_row=1 if transposed else n, out_col=m if transposed else 1))
         tiles += -(-m // 64) * -(-n // 64)
@@ -68,6 +70,23 @@ def test_packed_factors_are_not_taken_for_triangular():
     a, b = matrices(20, 90, np.float32)
     b = np.ascontiguousarray(np.roll(b, -70, axis=1))
     (out,) = run([(a, b)], np.float32, packed=True)
+    assert_product(a, b, out)
+
+
+def test_a_newton_step_is_rounded_once():
+    """(3 a − a aᵀa) / 2, columns of a nearly orthonormal and one zero: half a unit in the last place of the result."""
+    a = np.linalg.qr(np.random.default_rng(4).standard_normal((70, 66)))[0].astype(np.float32)
+    a[:, 7] = 0
+    wide = a.astype(np.float64)
+    (out,) = run([(a, wide.T @ wide)], np.float32, packed=True, newton=True)
+    expected = 1.5 * wide - 0.5 * wide @ (wide.T @ wide)
+    assert (np.abs(out - expected) <= 0.5001 * np.spacing(np.abs(expected).astype(np.float32))).all()
+    assert not out[:, 7].any()
+
+
+def test_rows_that_lie_far_apart(tmp_path):
+    a, b = matrices(4, 5, np.float32)
+    (out,) = run([(emulator.far_rows(a, tmp_path / "a"), b)], np.float32)
     assert_product(a, b, out)
 
 
