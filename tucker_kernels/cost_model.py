@@ -240,10 +240,12 @@ def project_linear_gradient(rows, modes, out_modes):
 
     With the fewest multiply-adds; neither on a tie.
     """
-    sides = modes[:out_modes], modes[out_modes:]
-    down = [[(n, n if r is None else r) for n, r in side] for side in sides]
-    (n_out, n_in), (r_out, r_in) = ([math.prod(pair[k] for pair in side) for side in down] for k in (0, 1))
-    out, into = (_products(pairs, [r is not None for _, r in side]) for pairs, side in zip(down, sides))
+    sides = [
+        [(n, n if r is None else r, r is not None) for n, r in side] for side in (modes[:out_modes], modes[out_modes:])
+    ]
+    n_out, n_in = [math.prod([n for n, *_ in side]) for side in sides]  # lists: torch.compile traces them
+    r_out, r_in = [math.prod([r for _, r, _ in side]) for side in sides]
+    out, into = [_products([(n, r) for n, r, _ in side], [factored for *_, factored in side]) for side in sides]
 
     def products(late):
         if all(late):
