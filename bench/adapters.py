@@ -63,21 +63,34 @@ class Encoder(nn.Module):
         return self.head(self.blocks(self.embed(x) + self.place).mean(1))
 
 
+def trained(model, lr):
+    """The model, and AdamW over what is not frozen."""
+    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+
+
 def full(model, rank, lr):
-    return model, torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    return trained(model, lr)
 
 
 def lora(model, rank, lr):
     names = ["query", "key", "value", "merge", "up", "down"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, modules_to_save=["head"])
-    model = peft.get_peft_model(model, config)
-    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    return trained(peft.get_peft_model(model, config), lr)
+
+
+def adapter(model, rank):
+    model = tdlrt.adapt(model, ranks=rank, skip=["embed", "head"])
+    model.head.requires_grad_(True)
+    return model
+
+
+def factors_alone(model, rank, lr):
+    return trained(adapter(model, rank), lr)
 
 
 def adapted(**options):
     def make(model, rank, lr):
-        model = tdlrt.adapt(model, ranks=rank, skip=["embed", "head"])
-        model.head.requires_grad_(True)
+        model = adapter(model, rank)
         return model, tdlrt.TDLRT(model, lr=lr, base="adamw", **{"tol": None, **options})
 
     return make
@@ -86,6 +99,7 @@ def adapted(**options):
 CANDIDATES = {
     "all weights": full,
     **({} if peft is None else {"LoRA": lora}),
+    "adapt's factors by AdamW": factors_alone,
     "adapt": adapted(),
     "adapt, tol=0.1": adapted(tol=0.1),
     "adapt, basis_every=4": adapted(basis_every=4),

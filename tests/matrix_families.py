@@ -3,6 +3,7 @@
 import math
 
 import torch
+from oracles import unfold
 
 
 def generator(seed):
@@ -142,3 +143,28 @@ def matrices():
         "large entries": 1e18 * gaussian(20, 12, seed=16),
         "tiny entries": 1e-30 * gaussian(20, 12, seed=17),
     }
+
+
+def gram_problems(dtype):
+    """name → (C, mode, B): sides that C can and cannot explain, whatever its condition and rank."""
+    shapes = {"convolution": ((20, 33, 3, 3), 1), "first": ((70, 12, 2), 0), "last": ((5, 40, 9), 2)}
+    tensors = {name: (gaussian(*shape, seed=i), mode) for i, (name, (shape, mode)) in enumerate(shapes.items())}
+    for exponent in (2, 4, 6, 8):
+        tensors[f"condition 1e-{exponent}"] = geometric(30, 66, 10.0**-exponent, exponent), 0
+    padded = torch.zeros(24, 20, dtype=torch.float64)
+    padded[:17, :11] = gaussian(17, 11, seed=11)
+    tensors |= {
+        "deficient": (gaussian(40, 6, seed=12) @ gaussian(6, 50, seed=13), 0),
+        "more columns than fibres": (gaussian(3, 40, seed=14), 1),
+        "inactive padding": (padded, 0),
+        "inactive padding, other mode": (padded, 1),
+        "flat": (orthonormal(33, 33, 15), 1),
+        "tiny": (1e-15 * gaussian(9, 8, seed=16), 0),
+        "one": (gaussian(1, seed=17), 0),
+    }
+    found = {}
+    for i, (name, (C, mode)) in enumerate(tensors.items()):
+        M = unfold(C, mode)
+        found[f"{name}, any side"] = C, mode, gaussian(7, len(M), seed=100 + i)
+        found[f"{name}, explained side"] = C, mode, gaussian(70, M.shape[1], seed=200 + i) @ M.T
+    return {name: (C.to(dtype), mode, B.to(dtype)) for name, (C, mode, B) in found.items()}

@@ -12,11 +12,11 @@ SOURCES = sorted(path for folder in ("cpu", "cpu/simd", "cuda") for path in (ROO
 MAC = ("-target", "aarch64-macos")  # no OpenMP comes with it
 
 
-def compiled(source, out, *options):
+def compiled(source, out):
     """What clang says to a source file; empty where it takes it without a warning."""
     command = [
         *(sys.executable, "-m", "ziglang", "c++", *MAC, "-std=gnu++17", "-Wall", "-Wextra", "-Wno-unknown-pragmas"),
-        *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", "-DTK_ISA=baseline", *options),
+        *(f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", "-DTK_ISA=baseline"),
         *("-c", source, "-o", out / f"{source.parent.name}_{source.stem}.o"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -117,13 +117,8 @@ def test_the_source_has_columns_over_two_dimensions_too(flagged):
     x, m, source = normal((5, 30, 13), "float32"), normal((20, 30), "float32", 1), normal((5, 20, 13), "float32", 2)
     out, flag = np.full((5, 20, 13), np.nan, "float32"), np.full(1, flagged, np.int32)
     p = problem(m, x[0], out[0], n=5 * 13, n_inner=13, b_col_outer=30 * 13, out_col_outer=20 * 13, on_flag=SOURCE)
-    p["source"], p["source_col_outer"], p["flag"], p["alpha"], p["beta"] = (
-        address(source),
-        20 * 13,
-        address(flag),
-        -1,
-        1,
-    )
+    p["source"], p["source_col_outer"], p["flag"] = address(source), 20 * 13, address(flag)
+    p["alpha"], p["beta"] = -1, 1
     run("float32", [p])
     close(out, source - (1 - flagged) * np.einsum("rk,oki->ori", m.astype(float), x.astype(float)))
 
