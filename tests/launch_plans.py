@@ -85,9 +85,9 @@ def regions(plan):
 
 
 def check(plan, device):
-    """What holds for every plan."""
+    """What holds for every plan; `device` is one of those above, or what it has."""
     regions(plan)
-    multiprocessors, shared = DEVICES[device]
+    multiprocessors, shared = DEVICES.get(device, device)
     end = WORKSPACE + plan["workspace"]
     assert len(plan["table"]) <= plan["workspace"]
     scratch = WORKSPACE + math.ceil(len(plan["table"]) / 256) * 256
@@ -109,6 +109,8 @@ def check(plan, device):
         else:
             assert launch["grid"] == sum(max(p.get("meetings", 1), 1) for p in problems)
         for p in problems:
+            if "resident" in p:  # rows that do not fit shared memory lie in device memory, and no others
+                assert (p["work"] != 0) == (p["resident"] < p["size"])
             for name in ("out", "partial", "work"):
                 address = p.get(name, 0)
                 assert address == 0 or address >= OUT or scratch <= address < end, f"{launch['kernel']}: {name}"

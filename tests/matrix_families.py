@@ -79,6 +79,11 @@ def tangent_problems():
         "one row": (torch.zeros(1, 0, dtype=torch.float64), gaussian(1, 2, seed=19), 1),
         "window": (orthonormal(3, 2, 20), gaussian(3, 2, seed=21), 1),
         "wide": (orthonormal(300, 70, 22), gaussian(300, 75, seed=23), 75),
+        "kept ones far from where they go": (
+            orthonormal(150, 10, 24),
+            torch.cat([gaussian(150, 1, seed=25).repeat(1, 70), gaussian(150, 30, seed=26)], 1),
+            31,
+        ),
     }
 
 
