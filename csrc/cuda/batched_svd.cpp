@@ -1,5 +1,6 @@
 // Launch plan of batched_svd: eigenvectors of the Gram matrix of the shorter side, then the longer side by
-// one product and a block Gram–Schmidt, which also repairs vectors of small singular values.
+// one product and a block Gram–Schmidt, which also repairs vectors of small singular values. Where a matrix
+// is not finite the eigenvectors are NaN, and so is what is made of them.
 #include "cuda/eigenbasis.h"
 #include "cuda/operators.h"
 #include "cuda/orthonormalise.h"
@@ -33,7 +34,7 @@ tk_status batched_svd_plan(tk_dtype dtype, const tk_batched_svd_problem* problem
       e.flag = flags + i;
       e.on_flag = OnFlag::nan;
       eigen.push_back(e);
-      products.add(length, k, k, a.transposed(), {basis, k, 1}, product, k).flag = flags + i;
+      products.add(length, k, k, a.transposed(), {basis, k, 1}, product, k);
       Orthonormalization<T> o{};
       o.d = {product, k, 1};
       o.v = static_cast<T*>(wide ? p.vh : p.u);
@@ -46,8 +47,6 @@ tk_status batched_svd_plan(tk_dtype dtype, const tk_batched_svd_problem* problem
       if (!wide) {  // vh = basisᵀ
         GemmProblem<T>& t = turned.add(k, k, 0, {}, {}, static_cast<T*>(p.vh), k);
         t.source = basis, t.source_row = 1, t.source_col = k, t.beta = 1;
-        t.flag = flags + i;
-        t.on_flag = OnFlag::nan;
       }
     }
     eigenbases(builder, eigen);

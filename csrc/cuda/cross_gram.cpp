@@ -17,8 +17,8 @@ Parts parts(const tk_cross_gram_problem& p) {
   constexpr int64_t shortest = 512, enough_tiles = 256;
   const int64_t depth = p.outer * p.inner, along = p.outer > 1 ? p.outer : p.inner;
   const int64_t tiles = GemmTable<float>::tiles(p.a_size, p.b_size);
-  if (tiles == 0 || depth == 0) return {1, along};
-  const int64_t wanted = std::min({depth / shortest, enough_tiles / tiles, along});
+  if (tiles == 0) return {1, along};
+  const int64_t wanted = std::min(depth / shortest, enough_tiles / tiles);
   if (wanted <= 1) return {1, along};
   const int64_t step = (along + wanted - 1) / wanted;
   return {(along + step - 1) / step, step};

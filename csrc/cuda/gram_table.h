@@ -153,7 +153,7 @@ class JacobiTable {
       while (jacobi_svd_shared<T>(2 * p.width, size) > most) p.width /= 2;
       p.meetings = (p.size + 2 * p.width - 1) / (2 * p.width);
       p.progress = builder.initialised(std::vector<int32_t>(3));
-      bytes = std::max(jacobi_svd_shared<T>(2 * p.width, size), jacobi_svd_shared<T>(size, 0));
+      bytes = jacobi_svd_shared<T>(2 * p.width, size);  // to sort all columns where they lie takes less
     }
     shared_ = std::max(shared_, bytes);
     p.first_block = blocks_;

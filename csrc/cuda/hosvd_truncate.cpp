@@ -30,7 +30,7 @@ struct Bounds {
 };
 
 // Rank bounds by mode: those given, within the sizes, and no more than the product of the others' upper
-// bounds.
+// bounds. Cutting one to that leaves no other above its own product.
 Bounds rank_bounds(const tk_hosvd_truncate_problem& p, bool fixed) {
   Bounds b{};
   for (int64_t d = 0; d < p.modes; ++d) {
@@ -42,9 +42,7 @@ Bounds rank_bounds(const tk_hosvd_truncate_problem& p, bool fixed) {
     if (!p.truncated[d]) continue;
     int64_t others = 1;
     for (int64_t e = 0; e < p.modes; ++e) others *= e == d ? 1 : b.most[e];
-    if (b.most[d] <= others) continue;
-    b.most[d] = others;
-    d = -1;  // the others' bounds may follow
+    b.most[d] = std::min(b.most[d], others);
   }
   for (int64_t d = 0; d < p.modes; ++d) b.least[d] = fixed ? b.most[d] : std::min(b.least[d], b.most[d]);
   return b;
@@ -153,7 +151,6 @@ tk_status hosvd_truncate_plan(tk_dtype dtype, const tk_hosvd_truncate_problem* p
     mode_products(builder, back, [&](size_t i, GemmProblem<T>& last) {
       last.source = static_cast<const T*>(problems[owner[i]].core);
       last.alpha = -1, last.beta = 1;
-      last.flag = flags + owner[i];
       const int64_t tiles = GemmTable<T>::tiles(last.m, last.n);
       last.squares = builder.scratch<double>(tiles);
       finishes[owner[i]].squares = last.squares;

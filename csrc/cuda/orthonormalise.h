@@ -122,7 +122,7 @@ class OrthonormalizePlan {
       CholeskyProblem<T>& p = factors.add(builder_, buffers_[i].gram, o.p, end ? 0.25 : o.tolerance, o.flag);
       p.relative = end ? 0 : gram_resolution(o.n);
       p.inverse = buffers_[i].inverse;
-      p.defer = !end && round + 2 < rounds;
+      p.defer = round + 2 < rounds;
       p.pack = o.pack && end;
       p.rank = end ? o.rank : nullptr;
     }

@@ -125,7 +125,7 @@ class PlanBuilder {
   template <class T>
   int64_t append(const std::vector<T>& values) {
     static_assert(std::is_trivially_copyable<T>::value, "tables are copied as bytes");
-    const size_t at = (plan_.table.size() + 15) / 16 * 16, bytes = values.size() * sizeof(T);
+    const size_t at = plan_.table.size(), bytes = values.size() * sizeof(T);
     plan_.table.resize((at + bytes + 15) / 16 * 16);
     if (bytes) std::memcpy(plan_.table.data() + at, values.data(), bytes);
     return static_cast<int64_t>(at);
