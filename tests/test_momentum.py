@@ -12,6 +12,10 @@ from tdlrt import momentum, transport
 SHAPE, RANKS = (9, 8, 7), (3, 3, 2)
 
 
+class EntrywiseAdam(torch.optim.Adam):
+    """A base of somebody else's, which keeps a second moment for every entry of a core."""
+
+
 def orthonormal(n, m):
     return torch.linalg.qr(torch.randn(n, m, dtype=torch.float64))[0]
 
@@ -38,7 +42,7 @@ def augmented(dtype=torch.float64, smallest=1.0):
 
 
 def state_of(buffer, outside):
-    return {momentum.BUFFER: buffer, momentum.OUTSIDE: outside}
+    return {"momentum_buffer": buffer, momentum.OUTSIDE: outside}
 
 
 def test_blocks_are_the_tangent_projection_in_the_new_directions():
@@ -68,17 +72,21 @@ def test_carried_momentum_never_grows(dtype, smallest):
             assert buffer.norm() <= K.norm() * (1 + 1e-5)
 
 
-def distance_to_the_tangent_projection(lr, steps=4):
-    """Of what is kept after some steps, from the projection of the dense momentum Σ μᵏ ∇_W L; relative."""
+BASES = {"sgd": ("momentum_buffer", {"momentum": 0.9}), "adam": ("exp_avg", {"base": "adam"})}
+
+
+def distance_to_the_tangent_projection(base, lr, steps=4):
+    """Of what is kept after some steps, from the projection of the dense momentum ∝ Σ μᵏ ∇_W L; relative."""
+    buffer, options = BASES[base]
     problem = Quadratic(ranks=(3, 3, 2, 2), seed=1)
-    optimizer = tdlrt.TDLRT(problem.layer, lr=lr, momentum=0.9, tol=None)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=lr, tol=None, **options)
     dense = torch.zeros(problem.shape, dtype=torch.float64)
     for _ in range(steps):
-        dense = 0.9 * dense + (problem.weight() - problem.target)
+        dense = 0.9 * dense + (0.1 if base == "adam" else 1.0) * (problem.weight() - problem.target)
         problem.step(optimizer)
     core, factors = problem.layer.core.detach(), [f.detach() for f in problem.layer.factors]
     state = optimizer.state[problem.layer.core]
-    kept = multiply(state["momentum_buffer"], factors)
+    kept = multiply(state[buffer], factors)
     for i, m in enumerate(state[momentum.OUTSIDE]):
         shape = [n for j, n in enumerate(core.shape) if j != i]
         block = (m @ torch.linalg.pinv(unfold(core, i)).T).reshape(len(m), *shape).movedim(0, i)
@@ -87,8 +95,9 @@ def distance_to_the_tangent_projection(lr, steps=4):
     return ((kept - want).norm() / want.norm()).item()
 
 
-def test_it_is_the_tangent_part_of_the_dense_momentum_to_first_order():
-    far, near = distance_to_the_tangent_projection(1e-3), distance_to_the_tangent_projection(1e-4)
+@pytest.mark.parametrize("base", BASES)
+def test_it_is_the_tangent_part_of_the_dense_momentum_to_first_order(base):
+    far, near = distance_to_the_tangent_projection(base, 1e-3), distance_to_the_tangent_projection(base, 1e-4)
     assert far < 0.1
     assert near < 0.2 * far
 
@@ -102,19 +111,20 @@ def test_carried_along_it_stays_outside_the_basis():
     assert torch.allclose(carried, want, rtol=0, atol=1e-13)
 
 
-def loss_after(steps, lr):
+def loss_after(steps, lr, **options):
     target = random_tucker((12, 10, 3, 3), (3, 3, 3, 3), seed=3)
     problem = Quadratic(n_out=12, n_in=10, ranks=(3, 3, 3, 3), target=target, seed=5)
-    optimizer = tdlrt.TDLRT(problem.layer, lr=lr, momentum=0.9, tol=None)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=lr, tol=None, **options)
     return [problem.step(optimizer) for _ in range(steps)][-1]
 
 
-@pytest.mark.parametrize("lr", [0.02, 0.05])  # at the larger one, what the basis holds must not count twice
-def test_training_is_faster_with_it(monkeypatch, lr):
-    fast = loss_after(45, lr)
+# At the larger rate, what the basis holds must not count twice.
+@pytest.mark.parametrize(("base", "lr"), [("sgd", 0.02), ("sgd", 0.05), ("adam", 0.05)])
+def test_training_is_faster_with_it(monkeypatch, base, lr):
+    fast = loss_after(45, lr, **BASES[base][1])
     monkeypatch.setattr(momentum, "advance", lambda m, gradient, *_: gradient)
     monkeypatch.setattr(momentum, "bring_in", lambda moving: [state.pop(momentum.OUTSIDE) for _, state in moving])
-    assert fast < 0.5 * loss_after(45, lr)
+    assert fast < 0.5 * loss_after(45, lr, **BASES[base][1])
 
 
 def test_maximize_goes_the_same_way():
@@ -142,21 +152,29 @@ def test_steps_of_the_core_alone_let_it_decay():
         assert torch.equal(new, 0.9 * old)
 
 
-@pytest.mark.parametrize("base", ["adam", "sgd"])
-def test_without_momentum_there_is_nothing_to_keep(base):
+@pytest.mark.parametrize("options", [{"base": "adam", "betas": (0.0, 0.999)}, {"base": torch.optim.NAdam}, {}])
+def test_without_momentum_there_is_nothing_to_keep(options):
     problem = Quadratic()
-    optimizer = tdlrt.TDLRT(problem.layer, lr=0.02, tol=None, base=base)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=0.02, tol=None, **options)
     problem.step(optimizer)
     assert momentum.OUTSIDE not in optimizer.state[problem.layer.core]
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("basis_every", "steps", "left"), [(1, 200, 1e-4), (4, 100, 0.02)])
-def test_adam_turns_bases_towards_a_target_of_their_rank(basis_every, steps, left, seed):
+@pytest.mark.parametrize(
+    ("base", "basis_every", "lr", "steps", "left"),
+    [
+        ("adamw", 1, 0.03, 200, 1e-4),
+        ("adamw", 4, 0.1, 100, 0.02),
+        (EntrywiseAdam, 1, 0.03, 200, 1e-4),
+        (EntrywiseAdam, 4, 0.03, 100, 0.02),
+    ],
+)
+def test_adam_turns_bases_towards_a_target_of_their_rank(base, basis_every, lr, steps, left, seed):
     """With second moments of zero for new directions 1e-3 of the loss was left, and a tenth with basis_every=4."""
     target = random_tucker((20, 16, 3, 3), (3, 3, 2, 2), seed=seed + 10)
     problem = Quadratic(20, 16, (3, 3, 2, 2), target=target, seed=seed)
-    optimizer = tdlrt.TDLRT(problem.layer, lr=0.03, tol=None, base="adamw", basis_every=basis_every)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=lr, tol=None, base=base, basis_every=basis_every)
     losses = [problem.step(optimizer) for _ in range(steps)]
     assert losses[-1] < left * losses[0]
 
@@ -165,7 +183,7 @@ def test_adam_turns_bases_towards_a_target_of_their_rank(basis_every, steps, lef
 def test_new_blocks_step_along_their_gradient(options):
     """By the learning rate times the steps it stands for, over the root of the known block's mean second moment."""
     problem = Quadratic()
-    optimizer = tdlrt.TDLRT(problem.layer, lr=1e-3, tol=None, base="adam", basis_every=2, **options)
+    optimizer = tdlrt.TDLRT(problem.layer, lr=1e-3, tol=None, base=EntrywiseAdam, basis_every=2, **options)
     for _ in range(2):
         problem.step(optimizer)
     core, seen = problem.layer.core, {}
@@ -224,15 +242,24 @@ def test_it_is_clipped_with_the_gradients():
 
 @pytest.mark.parametrize("options", [{"dampening": 0.3}, {"maximize": True}, {"dampening": 0.3, "maximize": True}, {}])
 def test_what_is_kept_outside_is_what_sgd_would_keep(options):
+    compare_with_torch(torch.optim.SGD, "momentum_buffer", {"momentum": 0.9, **options})
+
+
+@pytest.mark.parametrize("options", [{"maximize": True}, {"betas": (0.6, 0.9)}, {}])
+def test_what_is_kept_outside_is_what_adam_would_keep(options):
+    compare_with_torch(torch.optim.Adam, "exp_avg", options)
+
+
+def compare_with_torch(kind, key, options):
     p = torch.zeros(4, 3, requires_grad=True)
-    sgd = torch.optim.SGD([p], lr=0.0, momentum=0.9, **options)
+    optimizer = kind([p], lr=0.0, **options)
     m = None
     for _ in range(3):
         p.grad = torch.randn(4, 3)
         gradient = p.grad.clone()
-        sgd.step()
-        m = momentum.advance(m, gradient, sgd.param_groups[0])
-        assert torch.allclose(m, sgd.state[p]["momentum_buffer"])
+        optimizer.step()
+        m = momentum.advance(m, gradient, optimizer.param_groups[0])
+        assert torch.allclose(m, optimizer.state[p][key])
 
 
 def test_a_mode_that_was_full_for_a_while_starts_from_rest():

@@ -313,7 +313,7 @@ def test_resuming_from_a_checkpoint_is_bitwise(base, options):
 
 def test_second_moments_stay_non_negative():
     model = network()
-    optimizer = tdlrt.TDLRT(model, lr=0.01, tol=0.05, base="adam")
+    optimizer = tdlrt.TDLRT(model, lr=0.01, tol=0.05, base=torch.optim.NAdam)  # one for every entry
     for i in range(6):
         run(model, optimizer, 1, start=i)
         for layer in (model[3], model[6]):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from tdlrt.adam import Adam, AdamW
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.layers import TuckerLayer
 from tdlrt.pairs import RETAIN
@@ -13,7 +14,7 @@ from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
 from tucker_kernels.validation import at_least, choice, flag, number
 
-BASES = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+BASES = {"sgd": torch.optim.SGD, "adam": Adam, "adamw": AdamW}
 # The arguments with a few allowed values.
 CHOICES = {
     "integrator": tuple(INTEGRATORS),
@@ -56,7 +57,7 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     if isinstance(base, str):
         kind = BASES[choice("base", base, tuple(BASES))]
     elif isinstance(base, type) and issubclass(base, torch.optim.Optimizer):
-        kind = base
+        kind = {torch.optim.Adam: Adam, torch.optim.AdamW: AdamW}.get(base, base)
     else:
         got = repr(base) if isinstance(base, type) else type(base).__name__
         raise TypeError(f"base must be one of {', '.join(map(repr, BASES))} or an Optimizer subclass, got {got}")

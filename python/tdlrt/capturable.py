@@ -11,9 +11,12 @@ A rank never counts directions in which the core is zero to rounding, though `mi
 keeps its ranks ask for more: those of the bases and zero columns could not be told apart.
 """
 
+import math
+
 import torch
 
 import tucker_kernels as tk
+from tdlrt.adam import OneSecondMoment
 from tdlrt.conditioning import conditioning_gradient
 from tdlrt.expansion import Expansion, carried_states, enter, rotated_bases
 from tdlrt.transport import corner
@@ -51,6 +54,8 @@ class CapturedStep:
                 active = None if e.factors[0] is None else _in_use(e.factors[0])
                 e.layer.core.grad[e.known_block] += o.conditioning * conditioning_gradient(e.core, active)
         o.clip(expansions)
+        if isinstance(o.base, OneSecondMoment):
+            o.base.entries = {e.layer.core: _entries_in_use(e) for e in expansions}
         o.step_base(expansions)
         undo += [(t, None) for p in fresh for t in _tensors(o.state.get(p))]
         new = self._truncate(expansions, finite)
@@ -186,6 +191,13 @@ def _least_tol(core):
 def _in_use(factor):
     """Which columns of a factor are not zero."""
     return (factor != 0).any(0)
+
+
+def _entries_in_use(e):
+    """How many entries of an augmented core belong to columns that are not zero, on its device."""
+    columns = [basis for basis in e.bases if basis is not None]
+    others = math.prod(n for n, basis in zip(e.shape, e.bases) if basis is None)
+    return math.prod((_in_use(basis).sum() for basis in columns), start=others)
 
 
 def _feasible(ranks, modes):

@@ -1,4 +1,4 @@
-"""The part of a heavy-ball momentum that the bases cannot hold, and Adam's moments where bases are new.
+"""The part of a momentum that the bases cannot hold: of SGD's heavy ball, and of the first moment of Adam and AdamW.
 
 The core's buffer holds the momentum in the bases; in a step they grow to [U|V] and shrink to U' = [U|V]P, and what is
 outside U' would be lost: directions outside the bases would start from rest in every step, and at μ = 0.9 bases turn at
@@ -13,30 +13,47 @@ V spans (I − UUᵀ) m after the first of these, and the core's buffer receives
 which is V_iᵀ K_i projected on the rows of Mat_i(C), because ∇_{U_i} L = K_i Mat_i(C)ᵀ, K_i = Mat_i(∇_W L ×_{j≠i} U_jᵀ).
 Together that is the momentum's projection on the tangent space, to first order in the step.
 
-Only for SGD: Adam divides by a second moment, which directions that just came in do not have. From a moment of zero an
-entry of a new block would step by (1 − β₁)/√(1 − β₂) = 3.2 learning rates whatever its gradient is: along signs, which
-is mostly noise, and no further where bases rest between. `begin` gives a new block the mean second moment of the known
-one, and a first one that moves it by the gradient times the steps that it stands for (`basis_every`).
+Adam's first moment is such a buffer with μ = β₁ and gradients times 1 − β₁; its second moment is one number for a whole
+core (`adam.py`), so that directions which just came in have it too.
+
+Another optimiser may keep a second moment for every entry. From one of zero an entry of a new block would step by
+(1 − β₁)/√(1 − β₂) = 3.2 learning rates whatever its gradient is: along signs, which is mostly noise. `begin` gives a
+new block the mean second moment of the known one, and a first one that moves it by the gradient times the steps that
+it stands for (`basis_every`).
 """
 
 import torch
 
-from tdlrt.transport import SQUARED, by_dtype, cross_grams, products
+from tdlrt.adam import OneSecondMoment
+from tdlrt.transport import LINEAR, SQUARED, by_dtype, cross_grams, products
 from tucker_kernels.library import call, ops
 
-BUFFER = "momentum_buffer"
 OUTSIDE = "momentum_outside"  # in a core's state: m or None, per mode
 
 
+def goes_along(base, group):
+    """Whether the base optimiser has a momentum in this group that is kept outside the bases, too."""
+    return isinstance(base, (torch.optim.SGD, OneSecondMoment)) and bool(_rate(group))
+
+
+def _rate(group):
+    """μ, by which a momentum decays in a step."""
+    return group["betas"][0] if "betas" in group else group["momentum"]
+
+
 def advance(m, gradient, group, clip=1.0):
-    """μ m + ∇_U L with torch's conventions (dampening not in the first step, descent direction when maximising)."""
+    """μ m + w ∇_U L with torch's conventions: the descent direction when maximising; w is 1 − β₁, of SGD 1 in the first
+    step and then 1 − dampening."""
     weight = -clip if group["maximize"] else clip
+    if "betas" in group:
+        weight = weight * (1 - group["betas"][0])
+    elif m is not None:
+        weight = weight * (1 - group["dampening"])
     if m is None:
         return weight * gradient
-    weight = weight * (1 - group["dampening"])
     if isinstance(weight, torch.Tensor):  # as alpha it would be read on the host
-        return (group["momentum"] * m).add_(weight * gradient)
-    return (group["momentum"] * m).add_(gradient, alpha=weight)
+        return (_rate(group) * m).add_(weight * gradient)
+    return (_rate(group) * m).add_(gradient, alpha=weight)
 
 
 def bring_in(moving):
@@ -45,7 +62,7 @@ def bring_in(moving):
     moving: [(expansion, state of its core with the buffer at the augmented shape)]; one call for all of them.
     """
     places = [
-        (e, state[BUFFER], mode, m)
+        (e, next(state[key] for key in LINEAR if key in state), mode, m)
         for e, state in moving
         for mode, m in enumerate(state.pop(OUTSIDE))
         if m is not None and e.shape[mode] > e.core.shape[mode]
@@ -71,13 +88,13 @@ def take_out(momenta, bases):
 
 
 def begin(expansions, optimizer_state, group_of, steps):
-    """Adam's moments of the new blocks, before its step; nothing where it has none yet.
+    """Moments of new blocks, before the step of a base that keeps second ones by entry; nothing where it has none yet.
 
     steps: how many the gradient stands for. Entries that are exactly zero (of unused columns) do not count in the mean.
     """
     for e in expansions:
         state = optimizer_state.get(e.layer.core, {})
-        if not e.grew or not {"exp_avg", "exp_avg_sq", "step"} <= state.keys():
+        if not e.grew or not {"exp_avg", "exp_avg_sq", "step"} <= state.keys() or state["exp_avg_sq"].shape != e.shape:
             continue
         group = group_of(e.layer.core)
         beta = group["betas"][0] if "betas" in group else 0.0
@@ -97,4 +114,4 @@ def begin(expansions, optimizer_state, group_of, steps):
 def decay(state, group):
     """A step that moves the core alone: no gradient comes in outside the bases."""
     if OUTSIDE in state:
-        state[OUTSIDE] = [None if m is None else group["momentum"] * m for m in state[OUTSIDE]]
+        state[OUTSIDE] = [None if m is None else _rate(group) * m for m in state[OUTSIDE]]

@@ -8,6 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt import arguments, momentum
+from tdlrt.adam import OneSecondMoment
 from tdlrt.arguments import check_dtypes, check_frozen, positive
 from tdlrt.capturable import CapturedStep, compact
 from tdlrt.conditioning import conditioning_gradient
@@ -30,7 +31,7 @@ class TDLRT(torch.optim.Optimizer):
     A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with
     the base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The
     update depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core
-    has small singular values. Momentum and moments move with the bases, and SGD's momentum outside them is kept too.
+    has small singular values. Momentum moves with the bases, and is kept outside them too.
 
     Args:
         model: a module, a `DistributedDataParallel` around one, or one that `fully_shard` was applied to (with
@@ -43,7 +44,8 @@ class TDLRT(torch.optim.Optimizer):
             `loss.backward(); optimizer.step()`); "parallel" (the same to first order: only blocks with one
             new mode); "two_pass" and "standard" (two and d + 1 evaluations, `optimizer.step(closure)`; the closure
             computes the loss, calls backward and returns it).
-        base: "sgd", "adam", "adamw", or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
+        base: "sgd"; "adam" or "adamw", which have one second moment for a whole core, the mean over its entries, as it
+            is the same in all bases; or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
             exp_avg_sq and nothing else per entry.
         params: parameter groups as any torch optimiser takes them; default: all parameters in one group. Frozen ones
             may be left out and are then never stepped; trained ones that are not the model's may be added.
@@ -152,6 +154,8 @@ class TDLRT(torch.optim.Optimizer):
         self._name_parameters()
         arguments.check_complete(inner, self._names)
         self.layers = {name: layer for name, layer in self.layers.items() if layer.core in self._names}
+        if isinstance(self.base, OneSecondMoment):
+            self.base.cores = frozenset(layer.core for layer in self.layers.values())
         self.kept = KeptPairs(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
     def _link(self):
@@ -343,7 +347,7 @@ class TDLRT(torch.optim.Optimizer):
     def momentum_group(self, core):
         """The parameter group of a core, where the base optimiser's momentum goes along with the bases; else None."""
         group = self._group_of(core)
-        return group if isinstance(self.base, torch.optim.SGD) and group["momentum"] else None
+        return group if momentum.goes_along(self.base, group) else None
 
     def tolerance(self, layer):
         """Relative truncation error that a layer may have now, or None for fixed ranks."""

@@ -71,7 +71,7 @@ def check_shapes(name, core, state):
     """Raises ValueError where the state of a core is of other ranks, as one that was loaded without its model is."""
     for key in LINEAR + SQUARED:
         value = state.get(key)
-        if value is not None and value.shape != core.shape:
+        if value is not None and value.ndim and value.shape != core.shape:
             raise ValueError(
                 f"the optimiser's state of {name}.core has ranks {tuple(value.shape)}, the core {tuple(core.shape)}: "
                 "load the model that belongs to it, too"
