@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tucker_kernels as tk
+from tucker_kernels import cost_model
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +26,13 @@ def backend(request):
     """The back ends that run on the host, one after the other."""
     with tk.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["small linear layers in torch", "in one call"])
+def linear_layers(request, monkeypatch):
+    """Those of a test, as they are and as if they were large, where they keep their projections."""
+    if request.param == "in one call":
+        monkeypatch.setattr(cost_model, "ONE_CALL", 0)
 
 
 def _poisoned(function):

@@ -85,20 +85,39 @@ def rates(rate=1e30, bandwidth=1e30, forward=1e-5, training=1e-5, team=1.0):
     return cost_model.Rates(rate, bandwidth, forward, training, team)
 
 
+def linear_multiply_adds(m, n_out, n_in, r_out, r_in):
+    """Of Uᵀ dYᵀ X V, by parentheses."""
+    whole = r_out * n_out * n_in + r_out * n_in * r_in, n_out * n_in * r_in + r_out * n_out * r_in
+    return {
+        (False, False): r_out * n_out * m + m * n_in * r_in + r_out * m * r_in,
+        (True, False): m * n_in * r_in + n_out * m * r_in + r_out * n_out * r_in,
+        (False, True): r_out * n_out * m + r_out * m * n_in + r_out * n_in * r_in,
+        (True, True): n_out * m * n_in + min(whole),
+    }
+
+
 def test_bases_meet_the_gradient_of_a_linear_layer_in_the_cheapest_order():
     chosen = set()
     for m, n_out, n_in, r_out, r_in in itertools.product((8, 64, 4096), *((16, 512),) * 2, *((2, 16),) * 2):
-        whole = r_out * n_out * n_in + r_out * n_in * r_in, n_out * n_in * r_in + r_out * n_out * r_in
-        multiply_adds = {  # of Uᵀ dYᵀ X V, by parentheses
-            (False, False): r_out * n_out * m + m * n_in * r_in + r_out * m * r_in,
-            (True, False): m * n_in * r_in + n_out * m * r_in + r_out * n_out * r_in,
-            (False, True): r_out * n_out * m + r_out * m * n_in + r_out * n_in * r_in,
-            (True, True): n_out * m * n_in + min(whole),
-        }
+        multiply_adds = linear_multiply_adds(m, n_out, n_in, r_out, r_in)
         late = cost_model.project_linear_gradient(m, ((n_out, r_out), (n_in, r_in)), 1)
         assert multiply_adds[late] == min(multiply_adds.values())
         chosen.add(late)
     assert chosen == set(multiply_adds)
+
+
+def test_projections_of_a_linear_layer_are_kept_where_they_save_a_quarter():
+    chosen = set()
+    for m, n_out, n_in, r in itertools.product((8, 64, 4096), *((64, 512),) * 2, (4, 16, 32, 64)):
+        a_out, a_in = min(2 * r, n_out), min(2 * r, n_in)
+        without = min(linear_multiply_adds(m, n_out, n_in, a_out, a_in).values())
+        new_out, new_in = a_out - r, a_in - r
+        of_blocks = r * m * new_in + new_out * m * r + new_out * m * new_in
+        multiply_adds = m * n_out * new_out + m * n_in * new_in + of_blocks
+        kept = cost_model.keep_projections(m, (n_out, n_in), (r, r))
+        assert kept == (4 * multiply_adds <= 3 * without)
+        chosen.add(kept)
+    assert chosen == {False, True}
 
 
 def test_the_path_in_use_stays_until_another_is_a_tenth_faster():

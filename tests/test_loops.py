@@ -7,6 +7,7 @@ import tdlrt
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("linear_layers")
 X = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 5
 

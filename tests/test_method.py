@@ -252,6 +252,7 @@ def batches(count, size=8, shape=(3, 12, 12), classes=10, seed=1):
 
 @pytest.mark.parametrize("modes", ["channels", "all"])
 @pytest.mark.parametrize(("base", "options"), [("sgd", {"momentum": 0.9, "nesterov": True}), ("adamw", {"eps": 1e-2})])
+@pytest.mark.usefixtures("linear_layers")
 def test_one_pass_equals_two_pass(modes, base, options):
     # Adam divides by the size of each entry; a large eps keeps it from turning rounding noise into a step.
     dense = network()

@@ -130,10 +130,10 @@ SAMPLES = {
         (rand(3, 6), rand(2, 4), [rand(5, 2), rand(6, 4)], None, 1, True),
     ],
     "tucker_linear_backward": lambda: [
-        *(linear_backward_arguments((2, 3), has, [True] * 3 + has) for has in FACTORED),
-        linear_backward_arguments((), [False] * 4, [True] * 3 + [False] * 4),
-        linear_backward_arguments((0,), [True] * 4, [True] * 7),
-        *(linear_backward_arguments((5,), [True] * 4, [i == only for i in range(7)]) for only in range(7)),
+        *(linear_backward_arguments((2, 3), has, [True] * 4 + has) for has in FACTORED),
+        linear_backward_arguments((), [False] * 4, [True] * 4 + [False] * 4),
+        linear_backward_arguments((0,), [True] * 4, [True] * 8),
+        *(linear_backward_arguments((5,), [True] * 4, [i == only for i in range(8)]) for only in range(8)),
     ],
     "tangent_basis": lambda: [
         ([orthonormal(8, 3), orthonormal(5, 2)], [rand(8, 3), rand(5, 4)]),
@@ -273,7 +273,7 @@ WEIGHTED = {
     ),
     "TuckerLinearBackward": lambda: (
         lambda grad, x, c, *factors: functions.TuckerLinearBackward.apply(
-            *(grad, 2, [True] * 7, x, *OPS.tucker_linear_forward(*detached(x, c, factors), None, 2, True)[1:], c),
+            *(grad, 2, [True] * 8, x, *OPS.tucker_linear_forward(*detached(x, c, factors), None, 2, True)[1:], c),
             *factors,
         ),
         (rand(2, 12), *linear_tensors((2,), [True] * 4, bias=False)),

@@ -11,6 +11,8 @@ import torch
 from tdlrt.arguments import check_processes
 from torch import nn
 
+from tucker_kernels import cost_model, linear
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import harness
 import training_step
@@ -56,6 +58,7 @@ OPTIONS = {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-3, "tol": 0.03}
 
 @pytest.mark.parametrize("options", [{}, {"base": "adamw", "momentum": 0.0, "lr": 1e-3}, {"basis_every": 2}], ids=str)
 @pytest.mark.parametrize("factor", [1.0, 64.0])
+@pytest.mark.usefixtures("linear_layers")
 def test_inline_equals_deferred(options, factor):
     """Also where gradients are scaled after the backward pass."""
     model = Layers()
@@ -77,6 +80,28 @@ def test_inline_equals_deferred(options, factor):
         for a, b in zip(tdlrt.to_dense(model).parameters(), tdlrt.to_dense(twin).parameters()):
             assert torch.allclose(a, b, rtol=0, atol=1e-10)
     assert len(ranks) > 1
+
+
+@pytest.mark.parametrize("retain", ["deferred", "inline"])
+@pytest.mark.parametrize(("ranks", "kept"), [(3, True), (12, False)])
+def test_a_linear_layer_projects_its_pairs_on_new_directions_only(ranks, kept, retain, monkeypatch):
+    """Where that saves enough: not at the higher ranks, whose weight gradient takes fewer products."""
+    monkeypatch.setattr(cost_model, "ONE_CALL", 0)
+    projected = []
+
+    def new_blocks(x, dy, bases, projections):
+        for a, basis, own in zip((dy, x), bases, projections, strict=True):
+            assert torch.allclose(own, a.flatten(0, -2) @ basis[:, :ranks], rtol=0, atol=1e-12)
+            projected.append(own.shape)
+        return linear.new_blocks(x, dy, bases, projections)
+
+    monkeypatch.setattr("tdlrt.layers.linear.new_blocks", new_blocks)
+    model = tdlrt.TuckerLinear(16, 24, ranks=ranks, dtype=f64)
+    optimizer = tdlrt.TDLRT(model, lr=0.1, tol=None, retain=retain)
+    x = torch.randn(5, 10, 16, dtype=f64)
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert projected == 2 * kept * [(50, ranks)]
 
 
 def test_inline_keeps_no_pair_after_the_backward_pass():

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 import tucker_kernels as tk
 from tucker_kernels import cost_model
 from tucker_kernels.library import ops
+from tucker_kernels.linear import new_blocks
 
 PATHS = ("auto", "chain", "reconstruct", "fused")
 BY_NAME = {problem.name: problem for problem in LINEARS}
@@ -65,7 +66,7 @@ def kernels_of(problem, dtype, need=None):
     """Results of the two operators behind a tensorised layer: y and the gradients, as a flat list."""
     input, core, factors, bias = problem.operands(dtype)
     y, z, t = ops.tucker_linear_forward(input, core, factors, bias, len(problem.outer), True)
-    need = need or [True] * (3 + len(factors))
+    need = need or [True] * (4 + len(factors))
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     *found, d_factors = ops.tucker_linear_backward(grad, input, z, t, core, factors, len(problem.outer), need)
     return [y, *found, *d_factors]
@@ -111,7 +112,7 @@ def test_any_shape_of_either_side(data):
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
     input, core, factors, bias = problem.operands(dtype)
     grad = torch.randn(*problem.rows, torch.Size(problem.outer).numel()).to(dtype)
-    need = [True, True, bias is not None, *(factor is not None for factor in factors)]
+    need = [True, True, bias is not None, True, *(factor is not None for factor in factors)]
 
     def results(wide):
         x, c, us, b, dy = tree_map_only(torch.Tensor, wide, (input, core, factors, bias, grad))
@@ -225,6 +226,35 @@ def test_core_gradient_is_the_dense_one_in_the_bases(problem, late, backend, mon
             expected = oracles.mode_dot(expected, factor, i, transpose=True)
     actual = tk.tucker_linear_core_grad(input, grad, factors, full.shape, len(problem.outer))
     assert_close(actual, expected, "core_grad", scale=max(float(dense.abs().max()), 1.0))
+
+
+@pytest.mark.parametrize(("a_out", "a_in"), [(5, 4), (3, 4), (5, 2), (8, 6), (3, 2)])
+def test_new_blocks_are_those_of_the_core_gradient(a_out, a_in, backend):
+    """In bases whose leading columns, 3 and 2, are those of a layer; of which any number may be new."""
+    x, dy = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 5, 8, dtype=torch.float64)
+    U, V = torch.randn(8, a_out, dtype=torch.float64), torch.randn(6, a_in, dtype=torch.float64)
+    found = new_blocks(x, dy, [U, V], (dy.flatten(0, 1) @ U[:, :3], x.flatten(0, 1) @ V[:, :2]))
+    expected = U.T @ dy.flatten(0, 1).T @ x.flatten(0, 1) @ V
+    expected[:3, :2] = 0
+    assert_close(found, expected, "core_grad")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_receivers_get_what_the_backward_pass_projects(count, create_graph, backend):
+    input, core, factors, bias = BY_NAME["matrix"].operands()
+    operands = [x.requires_grad_() for x in (input, core, bias, *factors)]
+    y = tk.functions.TuckerLinear.apply(*operands[:3], 1, *factors)[0]
+    received, grad = [], torch.randn_like(y)
+    for _ in range(count):
+        y.grad_fn.receivers.append(lambda *found: received.append(found))
+    torch.autograd.grad(y, operands, grad, create_graph=create_graph)
+    assert len(received) == count
+    for dy, dt, z in received:
+        assert torch.equal(dy, grad)
+        assert_close(dt, grad.reshape(-1, grad.shape[-1]) @ factors[0].detach(), "tucker_linear_backward")
+        assert_close(z, input.detach().reshape(-1, input.shape[-1]) @ factors[1].detach(), "tucker_linear_backward")
+        assert not dt.requires_grad
 
 
 MISTAKES = {

@@ -240,6 +240,24 @@ def project_linear_gradient(rows, modes, out_modes):
 
     With the fewest multiply-adds; neither on a tie.
     """
+    products = _linear_gradient_products(rows, modes, out_modes)
+    return min(products, key=products.get)
+
+
+@functools.lru_cache(1024)
+def keep_projections(rows, sizes, ranks):
+    """Whether a linear layer of two modes is to keep x V and dy U for its gradient in bases [U|U₂] and [V|V₂].
+
+    They leave the products with U₂ and V₂ and the new blocks of the gradient. Kept where that is at most three quarters
+    of the multiply-adds of the cheapest order without them, because they take memory. All pairs are (output, input).
+    """
+    grown = [min(2 * r, n) for n, r in zip(sizes, ranks)]
+    left = sum(n * (a - r) for n, r, a in zip(sizes, ranks, grown)) + math.prod(grown) - math.prod(ranks)
+    return rows * left <= 0.75 * min(_linear_gradient_products(rows, tuple(zip(sizes, grown)), 1).values())
+
+
+def _linear_gradient_products(rows, modes, out_modes):
+    """Multiply-adds of a linear layer's core gradient for each choice of `project_linear_gradient`."""
     sides = [
         [(n, n if r is None else r, r is not None) for n, r in side] for side in (modes[:out_modes], modes[out_modes:])
     ]
@@ -254,7 +272,7 @@ def project_linear_gradient(rows, modes, out_modes):
         seen = (n_out if late_out else r_out) * (n_in if late_in else r_in)
         return rows * seen + (r_in if late_out else rows) * out + (r_out if late_in else rows) * into
 
-    return min(itertools.product((False, True), repeat=2), key=products)
+    return {late: products(late) for late in itertools.product((False, True), repeat=2)}
 
 
 def _products(changes, factored):

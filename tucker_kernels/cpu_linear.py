@@ -57,17 +57,18 @@ def tucker_linear_forward(input, core, factors, bias, out_modes, save):
 def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need):
     dy, x, z, t, c, *us = _read(grad, input, z, t, core, *factors)
     layer, _, _ = _layer(x, c, us, out_modes)
-    need_input, need_core, need_bias, *need_factors = need
+    need_input, need_core, need_bias, need_t, *need_factors = need
     found = [
         torch.empty_like(x) if need_input else None,
         torch.empty_like(c) if need_core else None,
         dy.new_empty(dy.shape[-1]) if need_bias else None,
+        torch.empty_like(t) if need_t and any(u is not None for u in us[:out_modes]) else None,
         *(torch.empty_like(u) if wanted and u is not None else None for u, wanted in zip(us, need_factors)),
     ]
-    gradients = array("q", [*_addresses(*found[:3]), *pad(_addresses(*found[3:]))])
+    gradients = array("q", [*_addresses(*found[:4]), *pad(_addresses(*found[4:]))])
     _C.tucker_linear_backward_cpu(
         *(CODES[x.dtype], layer.buffer_info()[0], *_addresses(dy, x, z, t)),
         *(gradients.buffer_info()[0], torch.get_num_threads()),
     )
-    d_input, d_core, d_bias, *d_factors = _results(found, input)
-    return d_input, d_core, d_bias, d_factors
+    d_input, d_core, d_bias, d_t, *d_factors = _results(found, input)
+    return d_input, d_core, d_bias, d_t, d_factors

@@ -178,7 +178,8 @@ class TuckerConvBackward(Operator):
 class TuckerLinear(Operator):
     """y = ((x ×_in Vᵀ) Cᵀ) ×_out U + b of every row, all modes in one call; formulas in `reference.py`.
 
-    Returns y and what is kept for the backward pass, z and t, which have no gradient.
+    Returns y and what is kept for the backward pass, z and t, which have no gradient. Functions that were added to
+    `y.grad_fn.receivers` are called in the backward pass with dy, dt and z.
     """
 
     @staticmethod
@@ -192,15 +193,19 @@ class TuckerLinear(Operator):
         ctx.save_for_backward(input, z, t, core, *factors)
         ctx.mark_non_differentiable(z, t)
         ctx.set_materialize_grads(False)  # z and t would get zeros of their size
+        ctx.receivers = []
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         need_input, need_core, need_bias, _, *need_factors = ctx.needs_input_grad
-        need = [need_input, need_core, need_bias, *need_factors]
-        grads = _within(TuckerLinearBackward, grad, ctx.out_modes, need, *ctx.saved_tensors)
-        d_input, d_core, d_bias, *d_factors = (g if n else None for g, n in zip(grads, need))
+        need = [need_input, need_core, need_bias, len(ctx.receivers) > 0, *need_factors]
+        input, z, *others = ctx.saved_tensors
+        grads = _within(TuckerLinearBackward, grad, ctx.out_modes, need, input, z, *others)
+        d_input, d_core, d_bias, d_t, *d_factors = (g if n else None for g, n in zip(grads, need))
+        for receive in ctx.receivers:
+            receive(grad, d_t.detach(), z)
         return d_input, d_core, d_bias, None, *d_factors
 
 

@@ -150,7 +150,7 @@ _define(
 )
 _define(
     "tucker_linear_backward(Tensor grad, Tensor input, Tensor z, Tensor t, Tensor core, Tensor?[] factors, "
-    "int out_modes, bool[] need) -> (Tensor, Tensor, Tensor, Tensor[])",
+    "int out_modes, bool[] need) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])",
     reference.tucker_linear_backward,
     _first,
 )

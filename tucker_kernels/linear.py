@@ -118,3 +118,18 @@ def tucker_linear_core_grad(
         dy = multiply(dy, of_rows[:out_modes], range(1, dy.ndim), True)
         flat = ops.cross_gram(dy.flatten(1), x.flatten(1), 1)
         return multiply(flat.reshape(*dy.shape[1:], *x.shape[1:]), of_gradient, range(len(sizes)), True)
+
+
+@torch.no_grad()
+def new_blocks(input, grad_output, bases, projected):
+    """`tucker_linear_core_grad` of two modes without its leading block, which is zero, of arguments that were checked.
+
+    projected: grad_output and input, each multiplied by the leading columns of its basis, (rows, how many these are).
+    """
+    projections = zip((grad_output, input), bases, projected)
+    dy, x = (multiply(a.reshape(-1, a.shape[-1]), [B[:, p.shape[1] :]], [1], True) for a, B, p in projections)
+    dt, z = projected
+    gradient = x.new_zeros([basis.shape[1] for basis in bases])
+    gradient[:, z.shape[1] :] = ops.cross_gram(torch.cat([dt, dy], 1), x, 1)
+    gradient[dt.shape[1] :, : z.shape[1]] = ops.cross_gram(dy, z, 1)
+    return gradient

@@ -269,11 +269,11 @@ def tucker_linear_forward(input, core, factors, bias, out_modes, save, products=
 
 @implements("reference")
 def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need, products=multi_mode_dot, gram=cross_gram):
-    """Gradients of input, core and bias, and the list of those of the factors; empty where not asked for.
+    """Gradients of input, core, bias and t, and the list of those of the factors; empty where not asked for.
 
     dt = dy ×_out Uᵀ and dz = Cᵀ dt;  dx = dz ×_in V,  dC = Σ dt zᵀ,  dbias = Σ dy, sums over rows;
     dU_i = dY_(i) (t ×_{j≠i} U_j)_(i)ᵀ,  dV_i = X_(i) (dz ×_{j≠i} V_j)_(i)ᵀ.
-    `need`: which of input, core, bias and each factor are asked for.
+    `need`: which of input, core, bias, t and each factor are asked for; that of t is empty, as t is, without a factor.
     """
     outer, inner, rows = factors[:out_modes], factors[out_modes:], math.prod(input.shape[:-1])
     sizes = [r if factor is None else factor.shape[0] for r, factor in zip(core.shape, factors)]
@@ -282,7 +282,7 @@ def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need, pr
     z = (x if all(V is None for V in inner) else z).reshape(rows, r_in)
     dt = _along(products, dy, outer, True).reshape(rows, r_out)
     dz = products(dt, [core.reshape(r_out, r_in)], [1], True).reshape(rows, *core.shape[out_modes:])
-    need_input, need_core, need_bias, *need_factors = need
+    need_input, need_core, need_bias, need_t, *need_factors = need
     d_factors = []
     for i, (factor, wanted) in enumerate(zip(factors, need_factors)):
         if factor is None or not wanted:
@@ -297,6 +297,7 @@ def tucker_linear_backward(grad, input, z, t, core, factors, out_modes, need, pr
         _along(products, dz, inner, False).reshape(input.shape).contiguous() if need_input else input.new_empty(0),
         gram(dt, z, 1).reshape(core.shape) if need_core else input.new_empty(0),
         dy.reshape(rows, math.prod(sizes[:out_modes])).sum(0) if need_bias else input.new_empty(0),
+        dt if need_t and any(U is not None for U in outer) else input.new_empty(0),
         d_factors,
     )
 

@@ -132,7 +132,8 @@ class Layer {
     }
     const T* da = dy;
     int next = 0;  // which of `between` is free
-    if (!back(expand_, t, expanded, d, d.core || wants_in, between, nullptr, da, next)) return false;
+    T* const dt = static_cast<T*>(d.t);
+    if (!back(expand_, t, expanded, d, dt || d.core || wants_in, between, dt, da, next)) return false;
     if (d.core && !cross_gram<T>(da, r_out_, z, r_in_, rows_, 1, static_cast<T*>(d.core), threads_))
       return false;
     if (!wants_in) return true;

@@ -91,9 +91,9 @@ typedef struct {
 TK_API tk_status tk_tucker_linear_forward_cpu(tk_dtype dtype, const tk_linear* layer, const void* x,
                                               const void* bias, void* y, void* z, void* t, int threads);
 
-/* Outputs of the backward pass; null ones are not computed. */
+/* Outputs of the backward pass; null ones are not computed. t: of the t above, left alone where that is y. */
 typedef struct {
-  void *input, *core, *bias, *factor[TK_MAX_MODES];
+  void *input, *core, *bias, *t, *factor[TK_MAX_MODES];
 } tk_linear_gradients;
 
 /* Gradients of the above from that of y. z and t are what the forward pass saved; null where that side has no

@@ -28,7 +28,7 @@ class KeptPairs:
     """
 
     def __init__(self, layers, optimizer, inline=False):
-        # Of each call (input, its version, grad_output), and its backward pass until the core accumulates.
+        # Of each call (input, its version, grad_output, projections), and its backward pass until the core accumulates.
         self._pairs = {layer: [] for layer in layers.values()}
         self._pending = {layer: [] for layer in layers.values()}
         # Inline only: {layer: Contracted}, and {layer: (backward pass, parameters whose gradients are still to come)}.
@@ -55,8 +55,8 @@ class KeptPairs:
         self._contracted.pop(layer, None)
         self._pairs[layer].clear()
 
-    def _keep(self, layer, input, version, grad_output):
-        self._pending[layer].append((_backward_pass(), (input, version, grad_output.detach())))
+    def _keep(self, layer, input, version, grad_output, *projected):
+        self._pending[layer].append((_backward_pass(), (input, version, grad_output.detach(), projected)))
 
     def _accumulated(self, layer):
         """The core has the gradient of this backward pass, so its pairs count."""
@@ -125,16 +125,16 @@ class KeptPairs:
                 "optimiser was made, or replicated, or its weight was read without calling it; leave it dense "
                 "(tuckerize(skip=…)) or use integrator='two_pass' there"
             )
-        if any(input._version != version for input, version, _ in kept):
+        if any(input._version != version for input, version, *_ in kept):
             raise RuntimeError(
                 f"the input of {name} was modified in place after the layer had read it; make that operation out of "
                 "place, or use integrator='two_pass'"
             )
-        return Pairs(layer, [(input, grad) for input, _, grad in kept])
+        return Pairs(layer, [(input, *rest) for input, _, *rest in kept])
 
 
 class Pairs:
-    """(input, grad_output) of each call of one layer."""
+    """(input, grad_output, projections) of each call of one layer; the last may be ()."""
 
     def __init__(self, layer, pairs):
         self._layer, self._pairs = layer, pairs
@@ -144,10 +144,10 @@ class Pairs:
 
         known: sizes of a leading block whose gradient the caller has; it may be left zero.
         """
-        (x, dy), *others = self._pairs
-        total = self._layer.core_gradient(x, dy, bases, known)
-        for x, dy in others:
-            total += self._layer.core_gradient(x, dy, bases, known)
+        (x, dy, projected), *others = self._pairs
+        total = self._layer.core_gradient(x, dy, bases, known, *projected)
+        for x, dy, projected in others:
+            total += self._layer.core_gradient(x, dy, bases, known, *projected)
         return total
 
     def augmented_gradient(self, e):
@@ -161,12 +161,12 @@ class Pairs:
     @property
     def half(self):
         """Whether gradients came from half-precision arithmetic."""
-        return any(dy.dtype in (torch.bfloat16, torch.float16) for _, dy in self._pairs)
+        return any(dy.dtype in (torch.bfloat16, torch.float16) for _, dy, _ in self._pairs)
 
     def rounding(self):
         """Bound on the rounding error of a weight gradient, ε Σ ‖x‖ ‖dy‖."""
-        eps = max(torch.finfo(dy.dtype).eps for _, dy in self._pairs)
-        return eps * sum(self._layer.input_norm(x) * torch.linalg.vector_norm(dy) for x, dy in self._pairs)
+        eps = max(torch.finfo(dy.dtype).eps for _, dy, _ in self._pairs)
+        return eps * sum(self._layer.input_norm(x) * torch.linalg.vector_norm(dy) for x, dy, _ in self._pairs)
 
 
 class Contracted:
@@ -249,7 +249,15 @@ class _Recorder:
         kept = self._kept()
         if kept is not None:
             input, version = args[0].detach(), args[0]._version
-            output.register_hook(lambda grad: kept._keep(layer, input, version, grad))
+
+            def keep(grad_output, *projected):
+                kept._keep(layer, input, version, grad_output, *projected)
+
+            node = layer.projecting(output)
+            if node is None:
+                output.register_hook(keep)
+            else:
+                node.receivers.append(keep)
         return None
 
     def keep(self, input, grad_output):

@@ -148,6 +148,11 @@ class TuckerLayer(nn.Module):
         input, core, bias, *factors = tensors
         return input, core, bias, factors
 
+    def projecting(self, output):
+        """The node of an output in the graph from which to receive what it projects on the factors, to be kept for
+        `core_gradient`; None where there is none or that would save too little."""
+        return None
+
     def input_norm(self, input):
         """Norm of an input as the factor of a weight gradient."""
         return torch.linalg.vector_norm(input)

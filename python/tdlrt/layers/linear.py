@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import tucker_kernels as tk
 from tdlrt.layers.base import Device, DType, Modes, Ranks, TuckerLayer, copied, filled, is_integer
+from tucker_kernels import cost_model
+from tucker_kernels.linear import new_blocks
 from tucker_kernels.validation import shown
 
 
@@ -45,12 +47,22 @@ class TuckerLinear(TuckerLayer):
         x, core, bias, factors = self._operands(input)
         return tk.tucker_linear(x, core, factors, bias, self.out_modes, path=self.path)
 
-    def core_gradient(self, input, grad_output, factors, known=None):
+    def projecting(self, output):
+        node = output.grad_fn
+        if not hasattr(node, "receivers") or len(self.modes) != 2 or len(self.weight_shape) != 2:
+            return None
+        rows = output.numel() // self.out_features
+        return node if cost_model.keep_projections(rows, self.weight_shape, self.ranks) else None
+
+    def core_gradient(self, input, grad_output, factors, known=None, *projected):
         """Gradient of the loss with respect to a core in the given bases, from one call's input and output gradient.
 
         Both lie in the layer's own shapes. With augmented bases it is the augmented core gradient.
         known: sizes of a leading block whose gradient the caller has; it may be left zero.
+        projected: received from the node of `projecting`, grad_output and input in the bases of that block.
         """
+        if projected and known:
+            return new_blocks(input, grad_output, factors, projected)
         x, grad_output = input.to(self.core.dtype), grad_output.to(self.core.dtype)
         return tk.tucker_linear_core_grad(x, grad_output, factors, self.weight_shape, self.out_modes)
 
