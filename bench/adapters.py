@@ -74,11 +74,6 @@ CANDIDATES = {
 }
 
 
-def held(model, optimizer):
-    tensors = [*model.parameters(), *(v for state in optimizer.state.values() for v in state.values())]
-    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-
-
 def speed(rank, width, repeats):
     torch.manual_seed(0)
     dense = Encoder(32, 128, width, 4, 10)
@@ -114,7 +109,7 @@ def speed(rank, width, repeats):
                 "passes ms": passes,
                 "step ms": steps,
                 "sum ms": passes + steps,
-                "held MiB": held(model, optimizer) / 2**20,
+                "held MiB": harness.held_bytes(model, optimizer) / 2**20,
                 "step MiB": rises[name] / 2**20,
             }
         )

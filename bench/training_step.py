@@ -46,13 +46,6 @@ class Step:
         loss_of(self.model, self.data).backward()
         self.optimizer.step()
 
-    def held(self):
-        """Bytes of parameters, buffers, gradients and optimiser state between steps."""
-        parameters = list(self.model.parameters())
-        tensors = [*parameters, *self.model.buffers(), *(p.grad for p in parameters)]
-        tensors += [value for state in self.optimizer.state.values() for value in state.values()]
-        return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
-
 
 class Choosing(tdlrt.TDLRT):
     """Chooses ranks by its tolerance, and no smaller ones than there are."""
@@ -106,7 +99,7 @@ def measure(found, about, repeats, clock):
         for _ in range(WARM_UP):
             step()
         if isinstance(step, Step):
-            peaks[kind] = (step.held() + harness.peak_bytes(step)) / 2**20
+            peaks[kind] = (harness.held_bytes(step.model, step.optimizer) + harness.peak_bytes(step)) / 2**20
     # basis_every=4 alternates: its median would be a core-only step, so a sample is four steps.
     four = found.pop("basis_every=4")
     found["basis_every=4"] = lambda: [four() for _ in range(4)]
