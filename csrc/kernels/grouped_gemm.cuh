@@ -70,16 +70,13 @@ struct GemmFetch {
 // What the flag asks for instead of the product, over one tile.
 template <class T>
 __device__ void gemm_on_flag(const GemmProblem<T>& p, int i0, int j0) {
-  if (p.on_flag == OnFlag::skip || p.out == nullptr) return;
   for (int e = threadIdx.x; e < GemmTile::m * GemmTile::n; e += GemmTile::threads) {
     const int i = i0 + e / GemmTile::n, j = j0 + e % GemmTile::n;
     if (i >= p.m || j >= p.n) continue;
-    T value = T(0);
-    if (p.on_flag == OnFlag::source)
-      value = p.source[i * p.source_row + strided(j, p.n_inner, p.source_col, p.source_col_outer)];
-    if (p.on_flag == OnFlag::identity) value = i == j ? T(1) : T(0);
-    if (p.on_flag == OnFlag::nan) value = T(nan(""));
-    p.out[i * p.out_row + strided(j, p.n_inner, p.out_col, p.out_col_outer)] = value;
+    p.out[i * p.out_row + strided(j, p.n_inner, p.out_col, p.out_col_outer)] =
+        p.on_flag == OnFlag::source
+            ? p.source[i * p.source_row + strided(j, p.n_inner, p.source_col, p.source_col_outer)]
+            : T(nan(""));
   }
 }
 
@@ -101,7 +98,6 @@ __global__ void __launch_bounds__(GemmTile::threads)
     const int i0 = own / tiles_n * Tile::m, j0 = own % tiles_n * Tile::n;
     if (p.flag != nullptr && *p.flag != 0) {
       gemm_on_flag(p, i0, j0);
-      if (p.squares != nullptr && threadIdx.x == 0) p.squares[own] = 0;
       __syncthreads();  // p is read until here
       continue;
     }

@@ -39,7 +39,7 @@ template <class T>
 struct GemmProblem {
   const T* a;
   const T* b;
-  const T* source;  // read where beta != 0 or on_flag = source; strides of out
+  const T* source;  // read where beta != 0 or on_flag = source
   T* out;           // null: only the sum of squares is wanted
   double* squares;  // null, or one sum of squares of out per tile
   const int32_t* flag;
@@ -51,8 +51,8 @@ struct GemmProblem {
   int32_t depth_inner, n_inner;  // how k and j fall into two dimensions; 0: they do not
   int32_t first_tile;
   float alpha, beta;
-  OnFlag on_flag;
-  int32_t upper;  // non-zero: entries with i > j are written as zero
+  OnFlag on_flag;  // source or nan
+  int32_t upper;   // non-zero: entries with i > j are written as zero
 };
 
 // w = d with columns of length one (or zero, below 1e-30), or d itself; then `passes` times w ← w − U Uᵀw.

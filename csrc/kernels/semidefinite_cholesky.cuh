@@ -173,11 +173,6 @@ struct PackedCholesky {
 
   // L⁻¹ of the kept rows and columns, in place; the others become zero.
   __device__ void invert() const {
-    for (int e = threadIdx.x; e < n * n; e += blockDim.x) {
-      const int i = e / n, j = e - i * n;
-      if (j <= i && !kept(i)) at(i, j) = 0;
-    }
-    __syncthreads();
     const int lane = threadIdx.x % 32, part = lane % lanes, rows = blockDim.x / lanes;
     const int slot = threadIdx.x / lanes;
     for (int k0 = (n - 1) / panel * panel; k0 >= 0; k0 -= panel) {
