@@ -39,7 +39,8 @@ py::dict shown(const tk::GemmProblem<T>& p) {
                 {"squares", at(p.squares)},
                 {"a", at(p.a)},
                 {"b", at(p.b)},
-                {"flag", at(p.flag)}});
+                {"flag", at(p.flag)},
+                {"on_flag", static_cast<int64_t>(p.on_flag)}});
 }
 template <class T>
 py::dict shown(const tk::ProjectionProblem<T>& p) {
@@ -49,11 +50,17 @@ py::dict shown(const tk::ProjectionProblem<T>& p) {
                 {"passes", p.passes},
                 {"first_tile", p.first_tile},
                 {"work", at(p.work)},
-                {"out", at(p.out)}});
+                {"out", at(p.out)},
+                {"flag", at(p.flag)}});
 }
 template <class T>
 py::dict shown(const tk::TriangularProblem<T>& p) {
-  return shown({{"m", p.m}, {"n", p.n}, {"first_tile", p.first_tile}, {"out", at(p.out)}});
+  return shown({{"m", p.m},
+                {"n", p.n},
+                {"first_tile", p.first_tile},
+                {"out", at(p.out)},
+                {"flag", at(p.flag)},
+                {"on_flag", static_cast<int64_t>(p.on_flag)}});
 }
 template <class T>
 py::dict shown(const tk::GramProblem<T>& p) {
@@ -72,7 +79,9 @@ py::dict shown(const tk::CholeskyProblem<T>& p) {
                 {"resident", p.resident},
                 {"work", at(p.work)},
                 {"inverse", at(p.inverse)},
-                {"factor", at(p.factor)}});
+                {"factor", at(p.factor)},
+                {"trace", at(p.trace)},
+                {"flag", at(p.flag)}});
 }
 template <class T>
 py::dict shown(const tk::JacobiProblem<T>& p) {
@@ -83,6 +92,7 @@ py::dict shown(const tk::JacobiProblem<T>& p) {
                 {"progress", at(p.progress)},
                 {"factor", at(p.factor)},
                 {"out", at(p.basis)},
+                {"flag", at(p.flag)},
                 {"min_rank", p.min_rank},
                 {"max_rank", p.max_rank}});
 }

@@ -11,6 +11,7 @@ _C, _ = native_module()
 
 WORKSPACE = 1 << 40  # an address; plans do not touch it
 OUT = 1 << 50
+SKIP = 0  # OnFlag in csrc/kernels/problems.h
 DEVICES = {"A100": (108, 166912), "RTX 4090": (128, 101376), "H200": (132, 232448), "smallest": (1, 101376)}
 
 
@@ -60,7 +61,12 @@ def written(kernel, p, size):
         "grouped_gemm": lambda: {"out": p["m"] * p["n"] * size, "squares": tiles_of(kernel, p) * 8},
         "project_out": lambda: {"out": p["n"] * p["cols"] * size, "work": tiles_of(kernel, p) * p["n"] * 16 * size},
         "gram": lambda: {"out": n * n * 8, "partial": p["splits"] * n * n * 8, "finished": tiles * 4},
-        "semidefinite_cholesky": lambda: {"inverse": n * n * 8, "factor": n * n * size, "work": n * (n + 1) // 2 * 8},
+        "semidefinite_cholesky": lambda: {
+            "inverse": n * n * 8,
+            "factor": n * n * size,
+            "work": n * (n + 1) // 2 * 8,
+            "trace": 8,
+        },
         "triangular_product": lambda: {"out": p["m"] * p["n"] * size},
         "jacobi_svd": lambda: {"out": n * n * size, "factor": n * n * size, "progress": 12},
         "finish_truncation": lambda: {"work": 8},
@@ -71,10 +77,13 @@ def regions(plan):
     """Address → bytes of the parts of the workspace that launches write, none of which reaches into the next."""
     size, found = (8 if plan["dtype"] else 4), {}
     for launch in plan["launches"]:
+        own = set()
         for p in launch["problems"]:
             for name, length in written(launch["kernel"], p, size).items():
                 at = p[name]
                 if WORKSPACE <= at < OUT:
+                    assert at not in own, f"{launch['kernel']}: {name} is written twice"
+                    own.add(at)
                     # What comes in the table lies close together, and so do the parts of one sum.
                     loose = at < WORKSPACE + len(plan["table"]) or launch["kernel"] == "grouped_gemm"
                     assert loose or at % 256 == 0
@@ -82,6 +91,16 @@ def regions(plan):
     ends = [at + length for at, length in sorted(found.items())]
     assert all(end <= begin for end, begin in zip(ends, [*sorted(found)[1:], WORKSPACE + plan["workspace"]]))
     return found
+
+
+def assert_one_flag_each(plan):
+    """Every problem of the operator has a flag of its own, and each kernel that may meet NaN looks at that."""
+    flagged = [launch for launch in plan["launches"] if launch["kernel"] not in ("gram", "grouped_gemm")]
+    flags = {tuple(p["flag"] for p in launch["problems"]) for launch in flagged}
+    for own in flags:
+        assert len(set(own)) == len(own)
+        assert all(own)
+    assert len(flags) <= 1
 
 
 def check(plan, device):
@@ -111,6 +130,8 @@ def check(plan, device):
         for p in problems:
             if "resident" in p:  # rows that do not fit shared memory lie in device memory, and no others
                 assert (p["work"] != 0) == (p["resident"] < p["size"])
+            if "on_flag" in p and p["flag"] and p["out"] >= OUT:
+                assert p["on_flag"] != SKIP, "what a caller gets is always written"
             for name in ("out", "partial", "work"):
                 address = p.get(name, 0)
                 assert address == 0 or address >= OUT or scratch <= address < end, f"{launch['kernel']}: {name}"

@@ -15,7 +15,7 @@ def gaussian(*shape, seed=0):
 
 
 def orthonormal(n, r, seed=0):
-    return torch.linalg.qr(gaussian(n, r, seed=seed))[0]
+    return torch.linalg.qr(gaussian(n, r, seed=seed))[0].contiguous()  # else column-major
 
 
 def with_singular_values(n, m, sigma, seed=0):
@@ -123,6 +123,31 @@ def cores():
         "zero": torch.zeros(5, 4, 3, dtype=torch.float64),
         "tiny": 1e-30 * _spectrum_core((10, 8, 3, 3), lambda n: torch.logspace(0, -2, n).double(), 15),
     }
+
+
+def infeasible_cores(tol):
+    """Cores whose rank by tolerance exceeds the product of the others in one mode, whichever it is.
+
+    Orthogonal fibres along that mode: 2×2 long ones, and 4 + 4 short ones beside them. The bound lies between the
+    energy of all eight and that of the four that another mode would lose: that mode keeps 2, this one 4 and some.
+    """
+    short = math.sqrt(4 * tol**2 / 3 / (5 - 8 * tol**2 / 3))
+    core = torch.zeros(14, 4, 4, dtype=torch.float64)
+    for k, (i, j) in enumerate((i, j) for i in range(4) for j in range(4) if min(i, j) < 2):
+        core[k, i, j] = (1 if max(i, j) < 2 else short) * (1 - 0.002 * k)
+    for mode, n in enumerate(core.shape):
+        core = torch.tensordot(orthonormal(n, n, mode), core, dims=([1], [mode])).movedim(0, mode)
+    return {
+        "first": core,
+        "middle": core.transpose(0, 1).contiguous(),
+        "last": core.permute(1, 2, 0).contiguous(),
+        "forced": (gaussian(40, 1, seed=7) @ gaussian(1, 2, seed=8)).reshape(40, 2, 1, 1),
+    }
+
+
+def least_ranks(name, core):
+    """1, but for a bound that no rank can keep."""
+    return [7 if name == "forced" and i == 0 else 1 for i in range(core.ndim)]
 
 
 def matrices():

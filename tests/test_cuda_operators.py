@@ -15,7 +15,16 @@ import test_hosvd_truncate
 import test_rotate_bases as test_rotate_bases_elsewhere
 import test_tangent_basis
 import torch
-from matrix_families import cores, gaussian, gram_problems, matrices, orthonormal, tangent_problems
+from matrix_families import (
+    cores,
+    gaussian,
+    gram_problems,
+    infeasible_cores,
+    least_ranks,
+    matrices,
+    orthonormal,
+    tangent_problems,
+)
 from tolerances import TOLERANCES, assert_close
 
 import tucker_kernels as tk
@@ -137,6 +146,16 @@ def test_tangent_basis_on_all_families_in_one_call(dtype, device):
             raise AssertionError(f"{name}: {error}") from error
 
 
+@pytest.mark.parametrize(("defect", "outside", "wanted"), [(1e-2, 0, 0), (1e-4, 3e-5, 20)])
+def test_a_basis_that_is_not_quite_orthonormal(defect, outside, wanted, device):
+    """A projection leaves `defect` of what lies inside: that is nothing, and hides nothing smaller that does not."""
+    U = (orthonormal(96, 24) * torch.linspace(1 - defect, 1 + defect, 24).double()).float()
+    D = orthonormal(24, 20, seed=1), orthonormal(96, 20, seed=2)
+    D = (U.double() @ D[0] + outside * D[1]).float()
+    _, counts = tk.tangent_basis([U.to(device)], [D.to(device)])
+    assert counts.tolist() == [wanted]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("where", [0, 1])
 def test_a_problem_that_is_not_finite_is_marked_and_leaves_the_others_alone(bad, where, device):
@@ -150,6 +169,13 @@ def test_a_problem_that_is_not_finite_is_marked_and_leaves_the_others_alone(bad,
     assert not found[1].any()
     assert torch.equal(found[0], found[2])
     test_tangent_basis.check(U, D, found[0].cpu(), wanted)
+
+
+def test_a_basis_that_is_not_finite_is_marked_without_directions_too(device):
+    U = orthonormal(9, 3).float()
+    U[4, 2] = math.nan
+    _, counts = tk.tangent_basis([U.to(device)], [U[:, :0].to(device)])
+    assert counts.tolist() == [-1]
 
 
 def test_company_changes_no_bit(device):
@@ -322,31 +348,6 @@ def test_truncation_to_given_ranks(rank, device):
             raise AssertionError(f"{name}: {error}") from error
 
 
-def infeasible_cores(tol):
-    """Cores whose rank by tolerance exceeds the product of the others in one mode, whichever it is.
-
-    Orthogonal fibres along that mode: 2×2 long ones, and 4 + 4 short ones beside them. The bound lies between the
-    energy of all eight and that of the four that another mode would lose: that mode keeps 2, this one 4 and some.
-    """
-    short = math.sqrt(4 * tol**2 / 3 / (5 - 8 * tol**2 / 3))
-    core = torch.zeros(14, 4, 4, dtype=torch.float64)
-    for k, (i, j) in enumerate((i, j) for i in range(4) for j in range(4) if min(i, j) < 2):
-        core[k, i, j] = (1 if max(i, j) < 2 else short) * (1 - 0.002 * k)
-    for mode, n in enumerate(core.shape):
-        core = torch.tensordot(orthonormal(n, n, mode), core, dims=([1], [mode])).movedim(0, mode)
-    return {
-        "first": core,
-        "middle": core.transpose(0, 1).contiguous(),
-        "last": core.permute(1, 2, 0).contiguous(),
-        "forced": (gaussian(40, 1, seed=7) @ gaussian(1, 2, seed=8)).reshape(40, 2, 1, 1),
-    }
-
-
-def least_ranks(name, core):
-    """1, but for a bound that no rank can keep."""
-    return [7 if name == "forced" and i == 0 else 1 for i in range(core.ndim)]
-
-
 @pytest.mark.parametrize("dtype", FULL, ids=str)
 @pytest.mark.parametrize("tol", [0.05, 0.2, 0.4])
 def test_ranks_are_cut_to_the_product_of_the_others(tol, dtype, device):
@@ -410,6 +411,14 @@ def test_chosen_modes(modes, device):
     kept = [None if p is None else p.cpu() for p in projections[0]]
     result = (new[0].cpu(), kept, ranks[0].tolist(), float(error[0]))
     test_hosvd_truncate.check(core, result, tol=0.1, truncated=list(modes))
+
+
+def test_every_core_has_its_own_tolerance(device):
+    core, tolerances = cores()["geometric 1e-2"].float(), [0.5, 0.03]
+    results = tk.hosvd_truncate([core.to(device)] * 2, tol=tolerances)
+    for tol, new, projections, ranks, error in zip(tolerances, *results):
+        result = new.cpu(), [p.cpu() for p in projections], ranks.tolist(), float(error)
+        test_hosvd_truncate.check(core, result, tol=tol)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -56,7 +56,12 @@ def test_no_size_is_negative(name):
         ),
         (lambda: plan_of("multi_mode_dot", 0, [(0, 0, [2**31], [0], [1], [0], False)], 0, 1, 101376), "support"),
         (lambda: plan_of("multi_mode_dot", 7, [(0, 0, [2], [0], [1], [0], False)], 0, 1, 101376), "support"),
+        (lambda: plan_of("multi_mode_dot", 0, [(0, 0, [2], [], [], [], False)], 0, 1, 101376), "out of range"),
         (lambda: plan_of("rotate_bases", 0, [(0, 0, 0, 9, 5, 4, 3)], 0, 1, 101376), "out of range"),
+        (lambda: plan_of("hosvd_truncate", 0, [PROBLEMS["hosvd_truncate"]], 0, 1, 101376, width=1), "out of range"),
+        (lambda: plan_of("hosvd_truncate", 0, [(0, 0, [], [], [], [], 0.1)], 0, 1, 101376), "out of range"),
+        (lambda: plan_of("hosvd_truncate", 0, [(0, 0, [1025], [True], [1], [2], 0.1)], 0, 1, 101376), "support"),
+        (lambda: _C.tangent_basis_cuda_plan(0, 0, -1, 0, 0, 1, 101376), "out of range"),
     ],
 )
 def test_plans_refuse_what_they_cannot_do(call, message):
@@ -82,6 +87,8 @@ LONG = 2**31 - 4096  # the kernels count in 32 bits, with room for a tile
         ("hosvd_truncate", lambda n: (0, 0, [n, 1], [0, 1], [1, 1], [1, 1], 0.1)),
         ("multi_mode_dot", lambda n: (0, 0, [1, 1], [0], [n], [0], False)),
         ("multi_mode_dot", lambda n: (0, 0, [1, 1, n], [0], [1], [0], False)),
+        ("multi_mode_dot", lambda n: (0, 0, [1, 4, n // 4], [0], [1], [0], False)),
+        ("multi_mode_dot", lambda n: (0, 0, [1, 1, 4], [0, 1], [n // 4] * 2, [0, 0], False)),
     ],
 )
 def test_what_32_bits_cannot_count_is_refused(name, problem):

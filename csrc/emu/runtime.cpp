@@ -408,12 +408,12 @@ void launch(const void* kernel, const char* name, dim3 grid, dim3 shape, size_t 
   kernel_name = name;
   const uint64_t threads = uint64_t{shape.x} * shape.y * shape.z;
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
-  const auto allowed = allowed_shared.find(kernel);
-  const bool more = allowed != allowed_shared.end();
+  const auto allowed = allowed_shared.extract(kernel);  // each launch asks anew: no test relies on another's
+  const size_t most = allowed ? allowed.mapped() : max_static_shared;
   if (threads == 0 || threads > max_threads || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
       grid.z > 65535)
     return record("grid or block size out of range");
-  if (shared_bytes > (more ? allowed->second : max_static_shared) || shared_bytes > shared_limit)
+  if (shared_bytes > most || most > shared_limit)
     return record("more dynamic shared memory than the kernel was allowed (cudaFuncSetAttribute)");
   block.size = static_cast<unsigned>(threads);
   block.body = body;
@@ -423,7 +423,8 @@ void launch(const void* kernel, const char* name, dim3 grid, dim3 shape, size_t 
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x && error.empty(); ++x) {
-        prepare_block(grid, shape, {x, y, z}, shared_bytes, more ? shared_limit : max_static_shared);
+        prepare_block(grid, shape, {x, y, z}, shared_bytes,
+                      allowed ? shared_limit - (most - shared_bytes) : max_static_shared);
         release(&block_begins);
         run_block(random);
       }
