@@ -6,7 +6,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
 # The device code on the host, csrc/emu: plain, or with the sanitizer `address` or `thread`.
 EMU = -S . -G Ninja -DTK_CUDA=OFF -DTK_PYTHON=OFF -DTK_EMU=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
-UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OPENBLAS_NUM_THREADS=1 $(4) \
+UNDER = $(3) env TK_EMU_LIBRARY=build/emu-$(1)/libtk_emu.so OMP_NUM_THREADS=1 $(4) \
   LD_PRELOAD=$$($(CXX) -print-file-name=$(2)) $(BIN)/python -m pytest -p no:cacheprovider tests/emu -m sanitize
 
 .PHONY: demo test test-long bench emu sanitize gpu-check lint format dev clean

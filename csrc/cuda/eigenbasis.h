@@ -44,7 +44,7 @@ void eigenbases(PlanBuilder& builder, const std::vector<Eigenproblem<T>>& all) {
   for (const Eigenproblem<T>& e : all) {
     double* gram = builder.scratch<double>(e.size * e.size);
     double* trace = e.trace ? e.trace : builder.scratch<double>(1);
-    GramProblem<T>& g = grams.add(builder, e.a, e.size, e.depth, gram, nullptr);
+    GramProblem<T>& g = grams.add(builder, e.a, e.size, e.depth, gram);
     g.inner = static_cast<int32_t>(e.inner), g.col_outer = e.col_outer;
     CholeskyProblem<T>& c = factors.add(builder, gram, e.size, 0, e.flag);
     c.trace = trace;

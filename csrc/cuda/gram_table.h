@@ -18,11 +18,10 @@ class GramTable {
   // gram (size×size) of the rows of a (size×depth). How the depth is split depends on the problem alone, so
   // that a problem's result does not depend on what else is in the call. The caller sets a second dimension
   // of k.
-  GramProblem<T>& add(PlanBuilder& builder, Matrix<T> a, int64_t size, int64_t depth, double* gram,
-                      const int32_t* flag) {
+  GramProblem<T>& add(PlanBuilder& builder, Matrix<T> a, int64_t size, int64_t depth, double* gram) {
     GramProblem<T> p{};
     p.a = a.data, p.row = a.row, p.col = a.col;
-    p.gram = gram, p.flag = flag;
+    p.gram = gram;
     p.size = static_cast<int32_t>(size), p.depth = static_cast<int32_t>(depth);
     p.splits = static_cast<int32_t>(std::max<int64_t>(1, (depth + split_depth - 1) / split_depth));
     p.split_depth = static_cast<int32_t>(split_depth);
@@ -40,7 +39,7 @@ class GramTable {
   // The same of the unfolding along the middle index of a tensor (outer, n, inner).
   GramProblem<T>& add_unfolding(PlanBuilder& builder, const T* tensor, int64_t outer, int64_t n,
                                 int64_t inner, double* gram) {
-    GramProblem<T>& p = add(builder, {tensor, inner, inner == 1 ? n : 1}, n, outer * inner, gram, nullptr);
+    GramProblem<T>& p = add(builder, {tensor, inner, inner == 1 ? n : 1}, n, outer * inner, gram);
     p.inner = outer > 1 && inner > 1 ? static_cast<int32_t>(inner) : 0;
     p.col_outer = n * inner;
     return p;
@@ -122,7 +121,7 @@ class NewtonTable {
   void add(PlanBuilder& builder, const T* from, int64_t m, int64_t n, T* to, const int32_t* flag,
            OnFlag on_flag) {
     double* gram = builder.scratch<double>(n * n);
-    grams_.add(builder, {from, 1, n}, n, m, gram, flag);
+    grams_.add(builder, {from, 1, n}, n, m, gram);
     TriangularProblem<T>& step = steps_.add(m, n, {from, n, 1}, gram, to, flag);
     step.packed = true;
     step.newton = true;

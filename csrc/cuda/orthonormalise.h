@@ -118,7 +118,7 @@ class OrthonormalizePlan {
     CholeskyTable<T> factors;
     for (size_t i = 0; i < all_.size(); ++i) {
       const auto& o = all_[i];
-      grams.add(builder_, input(i, round).transposed(), o.p, o.n, buffers_[i].gram, o.flag);
+      grams.add(builder_, input(i, round).transposed(), o.p, o.n, buffers_[i].gram);
       CholeskyProblem<T>& p = factors.add(builder_, buffers_[i].gram, o.p, end ? 0.25 : o.tolerance, o.flag);
       p.relative = end ? 0 : gram_resolution(o.n);
       p.inverse = buffers_[i].inverse;

@@ -53,44 +53,42 @@ __global__ void __launch_bounds__(gram_threads)
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     if (threadIdx.x == 0) p = problems[problem_of_tile(problems, count, tile)];
     __syncthreads();
-    if (p.flag == nullptr || *p.flag == 0) {
-      const int own = tile - p.first_tile, split = own % p.splits, lower = own / p.splits;
-      const LowerTile at(lower);
-      const int i0 = at.row * Tile::size, j0 = at.column * Tile::size;
-      const bool whole = p.splits == 1, diagonal = i0 == j0, k_lanes = p.col == 1;
-      const int k_begin = split * p.split_depth,
-                k_end = whole ? p.depth : min(p.depth, k_begin + p.split_depth);
-      const auto place = [&](int i, int k) { return i * p.row + strided(k, p.inner, p.col, p.col_outer); };
-      DoubleSums sums;
-      DoubleFetch<T> next_rows, next_columns;
-      next_rows.load(p.a, k_lanes, i0, p.size, k_begin, k_end, place);
-      if (!diagonal) next_columns.load(p.a, k_lanes, j0, p.size, k_begin, k_end, place);
-      int buffer = 0;
-      for (int k0 = k_begin; k0 < k_end; k0 += Tile::k, buffer ^= 1) {
-        next_rows.store(k_lanes, operands[buffer][0]);
-        if (!diagonal) next_columns.store(k_lanes, operands[buffer][1]);
-        __syncthreads();
-        next_rows.load(p.a, k_lanes, i0, p.size, k0 + Tile::k, k_end, place);
-        if (!diagonal) next_columns.load(p.a, k_lanes, j0, p.size, k0 + Tile::k, k_end, place);
-        sums.multiply(operands[buffer][0], operands[buffer][diagonal ? 0 : 1]);
+    const int own = tile - p.first_tile, split = own % p.splits, lower = own / p.splits;
+    const LowerTile at(lower);
+    const int i0 = at.row * Tile::size, j0 = at.column * Tile::size;
+    const bool whole = p.splits == 1, diagonal = i0 == j0, k_lanes = p.col == 1;
+    const int k_begin = split * p.split_depth,
+              k_end = whole ? p.depth : min(p.depth, k_begin + p.split_depth);
+    const auto place = [&](int i, int k) { return i * p.row + strided(k, p.inner, p.col, p.col_outer); };
+    DoubleSums sums;
+    DoubleFetch<T> next_rows, next_columns;
+    next_rows.load(p.a, k_lanes, i0, p.size, k_begin, k_end, place);
+    if (!diagonal) next_columns.load(p.a, k_lanes, j0, p.size, k_begin, k_end, place);
+    int buffer = 0;
+    for (int k0 = k_begin; k0 < k_end; k0 += Tile::k, buffer ^= 1) {
+      next_rows.store(k_lanes, operands[buffer][0]);
+      if (!diagonal) next_columns.store(k_lanes, operands[buffer][1]);
+      __syncthreads();
+      next_rows.load(p.a, k_lanes, i0, p.size, k0 + Tile::k, k_end, place);
+      if (!diagonal) next_columns.load(p.a, k_lanes, j0, p.size, k0 + Tile::k, k_end, place);
+      sums.multiply(operands[buffer][0], operands[buffer][diagonal ? 0 : 1]);
+    }
+    double* out = whole ? p.gram : p.partial + static_cast<int64_t>(split) * p.size * p.size;
+    sums.each([&](int i, int j, double value) {
+      const int64_t row = i0 + i, column = j0 + j;  // size² may exceed 32 bits
+      if (row >= p.size || column > row) return;
+      out[row * p.size + column] = value;
+      if (whole) out[column * p.size + row] = value;
+    });
+    if (!whole) {
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        __threadfence();  // the part is everywhere before it is counted
+        last = atomicAdd(p.finished + lower, 1) == p.splits - 1;
+        __threadfence();
       }
-      double* out = whole ? p.gram : p.partial + static_cast<int64_t>(split) * p.size * p.size;
-      sums.each([&](int i, int j, double value) {
-        const int64_t row = i0 + i, column = j0 + j;  // size² may exceed 32 bits
-        if (row >= p.size || column > row) return;
-        out[row * p.size + column] = value;
-        if (whole) out[column * p.size + row] = value;
-      });
-      if (!whole) {
-        __syncthreads();
-        if (threadIdx.x == 0) {
-          __threadfence();  // the part is everywhere before it is counted
-          last = atomicAdd(p.finished + lower, 1) == p.splits - 1;
-          __threadfence();
-        }
-        __syncthreads();
-        if (last) add_parts(p, i0, j0);
-      }
+      __syncthreads();
+      if (last) add_parts(p, i0, j0);
     }
     __syncthreads();  // p, last and the operands are read until here
   }

@@ -92,9 +92,8 @@ template <class T>
 struct GramProblem {
   const T* a;
   double* gram;
-  double* partial;    // [splits][size][size] when splits > 1 (lower tiles only)
-  int32_t* finished;  // zeros, one per lower tile, when splits > 1: counts the parts that are done
-  const int32_t* flag;
+  double* partial;             // [splits][size][size] when splits > 1 (lower tiles only)
+  int32_t* finished;           // zeros, one per lower tile, when splits > 1: counts the parts that are done
   int64_t row;                 // stride between rows i
   int64_t col, col_outer;      // strides of k
   int32_t size, depth, inner;  // inner: how k falls into two dimensions; 0: it does not

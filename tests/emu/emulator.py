@@ -56,7 +56,7 @@ def pointer(array):
 
 # csrc/kernels/problems.h, field by field: p pointer, i int32, l int64, d double.
 PROBLEMS = {
-    "gram": "p:a p:gram p:partial p:finished p:flag l:row l:col l:col_outer i:size i:depth i:inner i:splits "
+    "gram": "p:a p:gram p:partial p:finished l:row l:col l:col_outer i:size i:depth i:inner i:splits "
     "i:split_depth i:first_tile",
     "project_out": "p:d p:u p:out p:work p:flag l:d_row l:d_col i:n i:r i:cols i:normalise i:passes i:first_tile",
     "triangular_product": "p:a p:b p:out p:flag l:a_row l:a_col l:out_row l:out_col i:m i:n i:first_tile i:packed "

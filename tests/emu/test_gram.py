@@ -17,15 +17,13 @@ def lower_tiles(size):
 
 
 def run(problems, dtype, grid=3):
-    """Gram matrices of (array, row, col, col_outer, inner, size, depth, splits, split_depth, flag) by the kernels."""
+    """Gram matrices of (array, row, col, col_outer, inner, size, depth, splits, split_depth) by the kernel."""
     rows, tiles, grams = [], 0, []
-    for a, row, col, col_outer, inner, size, depth, splits, split_depth, flag in problems:
+    for a, row, col, col_outer, inner, size, depth, splits, split_depth in problems:
         gram = np.full((size, size), np.nan)
         partial = np.full((splits, size, size), np.nan)
         rows.append(
-            emulator.problem(
-                a=a, gram=gram, partial=partial, flag=flag, row=row, col=col, col_outer=col_outer, inner=inner
-            )
+            emulator.problem(a=a, gram=gram, partial=partial, row=row, col=col, col_outer=col_outer, inner=inner)
             | emulator.problem(finished=np.zeros(lower_tiles(size), np.int32))
             | emulator.problem(size=size, depth=depth, splits=splits, split_depth=split_depth)
             | emulator.problem(first_tile=tiles)
@@ -36,14 +34,14 @@ def run(problems, dtype, grid=3):
     return grams
 
 
-def unfolding(tensor, mode, splits=1, flag=None):
+def unfolding(tensor, mode, splits=1):
     """The mode's unfolding of a contiguous tensor, read where it lies."""
     outer, n = int(np.prod(tensor.shape[:mode])), tensor.shape[mode]
     inner = int(np.prod(tensor.shape[mode + 1 :]))
     depth = outer * inner
     col, col_outer, wrap = (1, n * inner, inner) if inner > 1 else (n, 0, 0)
     split_depth = -(-depth // splits // 16) * 16 or 16
-    return tensor, inner, col, col_outer, wrap if outer > 1 else 0, n, depth, splits, split_depth, flag
+    return tensor, inner, col, col_outer, wrap if outer > 1 else 0, n, depth, splits, split_depth
 
 
 def assert_gram(gram, tensor, mode):
@@ -104,18 +102,16 @@ def test_a_matrix_whose_entries_32_bits_cannot_count(splits, tmp_path):
 
 def test_rows_that_lie_far_apart(tmp_path):
     a = np.random.default_rng(6).standard_normal((4, 20)).astype(np.float32)
-    (gram,) = run([(emulator.far_rows(a, tmp_path / "a"), 2**30, 1, 0, 0, 4, 20, 1, 32, None)], np.float32)
+    (gram,) = run([(emulator.far_rows(a, tmp_path / "a"), 2**30, 1, 0, 0, 4, 20, 1, 32)], np.float32)
     assert_gram(gram, a, 0)
 
 
-def test_empty_depth_and_flag():
-    flag = np.ones(1, np.int32)
+def test_empty_depth():
     a = np.ones((4, 3), np.float32)
-    empty = (a, 3, 1, 0, 0, 4, 0, 1, 16, None)
-    grams = run([empty, unfolding(a, 0, flag=flag), unfolding(a, 0)], np.float32)
+    empty = (a, 3, 1, 0, 0, 4, 0, 1, 16)
+    grams = run([empty, unfolding(a, 0)], np.float32)
     assert np.array_equal(grams[0], np.zeros((4, 4)))
-    assert np.isnan(grams[1]).all(), "a flagged problem must be left alone"
-    assert_gram(grams[2], a, 0)
+    assert_gram(grams[1], a, 0)
 
 
 def test_not_finite_shows_on_the_diagonal():
