@@ -12,7 +12,7 @@ import argparse
 import harness
 import tdlrt
 import torch
-from encoder import Encoder, best, digits
+from encoder import Encoder, best, digits, trained
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -30,9 +30,6 @@ def candidates(fraction):
     def factors():
         return tdlrt.tuckerize(dense(), ranks=fraction, skip=["embed", "head"])
 
-    def plainly(model, lr):
-        return model, torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
-
     def tucker(base="adamw", **options):
         def make(lr):
             model = factors()
@@ -41,8 +38,8 @@ def candidates(fraction):
         return make
 
     return {
-        "dense": lambda lr: plainly(dense(), lr),
-        "its factors by AdamW": lambda lr: plainly(factors(), lr),
+        "dense": lambda lr: trained(dense(), lr),
+        "its factors by AdamW": lambda lr: trained(factors(), lr),
         "given ranks": tucker(),
         "tol=0.1": tucker(tol=0.1),
         "parallel": tucker(integrator="parallel"),

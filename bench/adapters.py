@@ -20,7 +20,8 @@ import time
 import harness
 import tdlrt
 import torch
-from encoder import Encoder, best, digits, loss_of, train
+from encoder import Encoder, best, digits, train, trained
+from training_step import loss_of
 
 try:
     import peft
@@ -28,11 +29,6 @@ except ImportError:
     peft = None
 
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
-
-
-def trained(model, lr):
-    """The model, and AdamW over what is not frozen."""
-    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
 
 
 def full(model, rank, lr):

@@ -1,19 +1,23 @@
-"""A small transformer encoder, scikit-learn's digits, and a table of how far methods get: what adapters.py and adamw.py
-share.
+"""A transformer's block, a small encoder of it, scikit-learn's digits, and a table of how far methods get: what
+adapters.py, adamw.py and transformer.py share.
 """
 
 import statistics
 
 import torch
 from torch import nn
+from training_step import loss_of
 
 
 class Block(nn.Module):
-    """Self-attention and a perceptron, every product a linear layer of its own."""
+    """Self-attention and a perceptron of four times the width, each after a norm and beside an identity.
 
-    def __init__(self, width, heads):
+    Every product with a weight is a linear layer of its own.
+    """
+
+    def __init__(self, width, heads, causal=False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.query, self.key, self.value, self.merge = (nn.Linear(width, width) for _ in range(4))
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -23,7 +27,8 @@ class Block(nn.Module):
         q, k, v = (
             layer(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        x = x + self.merge(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.merge(y.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
 
 
@@ -41,8 +46,9 @@ class Encoder(nn.Module):
         return self.head(self.blocks(self.embed(x) + self.place).mean(1))
 
 
-def loss_of(model, data):
-    return nn.functional.cross_entropy(model(data[0]), data[1])
+def trained(model, lr):
+    """The model, and AdamW over what is not frozen."""
+    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
 
 
 def digits():
@@ -86,7 +92,7 @@ def best(candidates, rates, seeds, data, test, steps):
                 with torch.no_grad():
                     scores = model(test[0])
                     right = (scores.argmax(1) == test[1]).double().mean()
-                    ends.append((float(nn.functional.cross_entropy(scores, test[1])), 100 * float(right)))
+                    ends.append((float(loss_of(model, test)), 100 * float(right)))
             losses, accuracies = zip(*ends)
             tried.append((statistics.mean(losses), statistics.mean(accuracies), max(losses) - min(losses), lr))
         loss, accuracy, spread, lr = min(tried)

@@ -14,6 +14,7 @@ import time
 import harness
 import tdlrt
 import torch
+from encoder import Block
 from torch import nn
 from training_step import Choosing, Step, measure
 
@@ -21,26 +22,9 @@ WIDTH, HEADS, SEQUENCE, VOCABULARY = 512, 8, 256, 256
 LR = 1e-4
 
 
-class Block(nn.Module):
-    """Causal self-attention and an MLP of four times the width, each after a norm and beside an identity."""
-
-    def __init__(self):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, x):
-        y = self.norms[0](x)
-        q, k, v = (layer(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norms[1](x))
-
-
 def decoder(layers):
     """Tokens (batch, SEQUENCE) -> logits (batch · SEQUENCE, VOCABULARY)."""
-    embedding, blocks = nn.Embedding(VOCABULARY, WIDTH), [Block() for _ in range(layers)]
+    embedding, blocks = nn.Embedding(VOCABULARY, WIDTH), [Block(WIDTH, HEADS, causal=True) for _ in range(layers)]
     return nn.Sequential(embedding, *blocks, nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY), nn.Flatten(0, 1))
 
 

@@ -164,14 +164,17 @@ def test_without_momentum_there_is_nothing_to_keep(options):
 @pytest.mark.parametrize(
     ("base", "basis_every", "lr", "steps", "left"),
     [
-        ("adamw", 1, 0.03, 200, 1e-4),
-        ("adamw", 4, 0.1, 100, 0.02),
+        ("adamw", 1, 0.03, 200, 1e-7),
+        ("adamw", 4, 0.1, 100, 0.01),
         (EntrywiseAdam, 1, 0.03, 200, 1e-4),
         (EntrywiseAdam, 4, 0.03, 100, 0.02),
     ],
 )
 def test_adam_turns_bases_towards_a_target_of_their_rank(base, basis_every, lr, steps, left, seed):
-    """With second moments of zero for new directions 1e-3 of the loss was left, and a tenth with basis_every=4."""
+    """By entry, with second moments of zero in new directions, 1e-3 was left, and with basis_every=4 a tenth.
+
+    With one moment for a core basis_every=4 wants the larger rate: at 0.03 it leaves a third.
+    """
     target = random_tucker((20, 16, 3, 3), (3, 3, 2, 2), seed=seed + 10)
     problem = Quadratic(20, 16, (3, 3, 2, 2), target=target, seed=seed)
     optimizer = tdlrt.TDLRT(problem.layer, lr=lr, tol=None, base=base, basis_every=basis_every)

@@ -183,7 +183,12 @@ def test_a_step_peaks_below_dense_training():
     assert peaks["one_pass, inline"] <= 1.15 * peaks["plain factors"]
     assert peaks["one_pass, inline"] < peaks["dense"]
     assert peaks["one_pass, inline"] < peaks["one_pass"]
-    # The meter sees a tensor come and go.
+    # The meters see momentum outside the bases, and a tensor come and go.
+    one = training_step.candidates(dense, 0.25, training_step.batch(4), False)["one_pass"]
+    one()
+    held = harness.held_bytes(one.model, one.optimizer)
+    outside = [m for state in one.optimizer.state.values() for m in state.pop("momentum_outside", ()) if m is not None]
+    assert harness.held_bytes(one.model, one.optimizer) == held - sum(m.nbytes for m in outside) < held
     assert harness.peak_bytes(lambda: torch.empty(2**20).sum()) == 2**22 + 4
 
 

@@ -211,7 +211,7 @@ def test_what_is_kept_for_the_backward_pass_has_no_gradient(backend):
 
 
 @linear_problems
-@pytest.mark.parametrize("late", itertools.product((False, True), repeat=2), ids=str)
+@pytest.mark.parametrize("late", list(itertools.product((False, True), repeat=2)), ids=str)
 def test_core_gradient_is_the_dense_one_in_the_bases(problem, late, backend, monkeypatch):
     monkeypatch.setattr(cost_model, "project_linear_gradient", lambda *layer: late)
     input, core, factors, _ = problem.operands()

@@ -59,7 +59,8 @@ class OneSecondMoment:
         first = [state["exp_avg"] for state in states]
         torch._foreach_lerp_(first, gradients, 1 - beta1)
         norms = torch._foreach_norm(gradients)
-        squares = torch.stack([norm**2 / self._entries(core) for core, norm in zip(cores, norms)])
+        entries = [self.entries.get(core, core.numel()) for core in cores]
+        squares = torch.stack([norm**2 / n for norm, n in zip(norms, entries)])
         second = self._moved(states, "exp_avg_sq", lambda before: torch.lerp(before, squares, 1 - beta2))
         if group["amsgrad"]:
             second = self._moved(states, "max_exp_avg_sq", lambda before: torch.maximum(before, second))
@@ -69,9 +70,6 @@ class OneSecondMoment:
         sizes = (second / (1 - beta2**steps)).sqrt() + eps
         weights = -lr / (1 - beta1**steps) / sizes
         torch._foreach_add_(cores, torch._foreach_mul(first, weights.unbind()))
-
-    def _entries(self, core):
-        return self.entries.get(core, core.numel())
 
     @staticmethod
     def _moved(states, key, change):

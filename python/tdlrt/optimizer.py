@@ -31,7 +31,8 @@ class TDLRT(torch.optim.Optimizer):
     A step augments every factor U with the directions its gradient adds, V; updates the core in the bases [U|V] with
     the base optimiser; and truncates the core to the smallest ranks that keep the relative error below `tol`. The
     update depends on the weight alone, not on how it is factorised, and needs no small learning rate where the core
-    has small singular values. Momentum moves with the bases, and is kept outside them too.
+    has small singular values. Momentum moves with the bases; that of the named bases is kept outside
+    them too.
 
     Args:
         model: a module, a `DistributedDataParallel` around one, or one that `fully_shard` was applied to (with

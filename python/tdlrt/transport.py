@@ -71,7 +71,8 @@ def check_shapes(name, core, state):
     """Raises ValueError where the state of a core is of other ranks, as one that was loaded without its model is."""
     for key in LINEAR + SQUARED:
         value = state.get(key)
-        if value is not None and value.ndim and value.shape != core.shape:
+        whole = key in SQUARED and value is not None and value.ndim == 0  # one second moment (`adam.py`)
+        if value is not None and not whole and value.shape != core.shape:
             raise ValueError(
                 f"the optimiser's state of {name}.core has ranks {tuple(value.shape)}, the core {tuple(core.shape)}: "
                 "load the model that belongs to it, too"
