@@ -91,16 +91,16 @@ def test_ranks_are_made_feasible_on_the_device_as_on_the_host():
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("modes", ["channels", "all"])
-@pytest.mark.parametrize("tol", [0.6, 0.0])
-def test_equals_the_ordinary_step_with_ranks_up_to_the_capacity(modes, tol, base):
+@pytest.mark.parametrize(("ranks", "tol"), [(0.6, 0.6), (0.6, 0.0), (None, 0.6)])
+def test_equals_the_ordinary_step_with_ranks_up_to_the_capacity(modes, ranks, tol, base):
     """With an exact HOSVD: that of the CPU may stop early, which depends on the size of the core, zeros included."""
     with tk.use_backend("reference"):
-        check_against_the_ordinary_step(modes, {**BASES[base], "tol": tol})
+        check_against_the_ordinary_step(modes, {**BASES[base], "tol": tol}, ranks)
 
 
-def check_against_the_ordinary_step(modes, options):
+def check_against_the_ordinary_step(modes, options, ranks=0.6):
     tol = options["tol"]
-    one, two = model_at(0.6, modes), model_at(0.6, modes)
+    one, two = model_at(ranks, modes), model_at(ranks, modes)
     capacity = {name: max(r) for name, r in tdlrt.ranks(one).items()}
     fixed = tdlrt.TDLRT(one, capturable=True, **options)
     plain = tdlrt.TDLRT(two, **options)

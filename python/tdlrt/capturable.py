@@ -85,9 +85,8 @@ class CapturedStep:
         places = [(e, mode) for e in expansions for mode in e.layer.modes if e.parameters[mode].grad is not None]
         finite = []
         if places:
-            state = self._optimizer.state
             bases = [e.factors[mode] for e, mode in places]
-            directions = [e.direction(mode, e.parameters[mode].grad, state) for e, mode in places]
+            directions = [e.direction(mode, _outside(e.parameters[mode]), self._optimizer) for e, mode in places]
             found, counts = tk.tangent_basis(bases, directions)
             for (e, mode), V in zip(places, found):
                 e.extend(mode, V)
@@ -186,6 +185,12 @@ class CapturedStep:
 
 def _least_tol(core):
     return _LEAST_TOL * torch.finfo(core.dtype).eps
+
+
+def _outside(factor):
+    """The gradient of a factor, zero where its columns in use leave nothing outside their span."""
+    n, capacity = factor.shape
+    return factor.grad if capacity < n else factor.grad * ~_in_use(factor).all()
 
 
 def _in_use(factor):

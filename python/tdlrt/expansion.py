@@ -61,14 +61,15 @@ class Expansion:
         basis = self.bases[mode] = torch.cat([self.factors[mode], directions], 1)
         self.shape = (*self.shape[:mode], basis.shape[1], *self.shape[mode + 1 :])
 
-    def direction(self, mode, gradient, optimizer_state):
+    def direction(self, mode, gradient, optimizer):
         """The direction a basis is to grow in: the factor's gradient, with its momentum where there is one.
 
         Both are kept for `advanced`, after the step.
         """
-        if self.group is None or self.core.shape[mode] == self.factors[mode].shape[0]:
+        full = self.core.shape[mode] == self.factors[mode].shape[0]
+        if self.group is None or (full and optimizer.captured is None):  # at fixed capacity columns may be unused
             return gradient
-        before = optimizer_state.get(self.layer.core, {}).get(momentum.OUTSIDE)
+        before = optimizer.state.get(self.layer.core, {}).get(momentum.OUTSIDE)
         self.momenta[mode] = None if before is None else before[mode], gradient
         self.ahead[mode] = momentum.advance(*self.momenta[mode], self.group, self.expected_scale)
         return self.ahead[mode]
@@ -125,7 +126,7 @@ def expand(layers, optimizer, expected_scale=1.0):
     for e in expansions:
         e.expected_scale = expected_scale
     gradients = {
-        (e.name, mode): e.direction(mode, e.parameters[mode].grad, optimizer.state)
+        (e.name, mode): e.direction(mode, e.parameters[mode].grad, optimizer)
         for e in expansions
         for mode in e.layer.modes
         if e.parameters[mode].grad is not None

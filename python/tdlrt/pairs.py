@@ -38,7 +38,7 @@ class KeptPairs:
         own = weakref.ref(self)
         self._optimizer = weakref.ref(optimizer)
         for name, layer in layers.items():
-            layer.register_forward_hook(_Recorder(own, layer))
+            layer.register_forward_hook(_Recorder(own, layer, optimizer.captured is not None))
             _watch(layer, own)
             if inline:
                 for parameter in _trained(layer):
@@ -192,9 +192,10 @@ def _trained(layer):
     return [p for p in (layer.core, *layer.factors) if p is not None and p.requires_grad]
 
 
-def _can_grow(layer):
+def _can_grow(layer, at_capacity):
+    """Whether a step may turn bases out of their span; of a square factor at fixed capacity columns may be unused."""
     return layer.train_bases and any(
-        f is not None and f.requires_grad and f.shape[1] < f.shape[0] for f in layer.factors
+        f is not None and f.requires_grad and (at_capacity or f.shape[1] < f.shape[0]) for f in layer.factors
     )
 
 
@@ -237,12 +238,15 @@ class _Arrival:
 class _Recorder:
     """Forward hook. A copy or pickle of the model carries an inert one, since its optimiser does not come along."""
 
-    def __init__(self, kept=None, layer=None):
+    def __init__(self, kept=None, layer=None, at_capacity=False):
         self._kept, self._layer = kept, None if layer is None else weakref.ref(layer)
+        self._at_capacity = at_capacity
         self._number = None if kept is None else compiled.number(self)
 
     def __call__(self, layer, args, output):
-        if self._number is None or not _can_grow(layer) or not torch.is_grad_enabled() or not output.requires_grad:
+        if self._number is None or not torch.is_grad_enabled() or not output.requires_grad:
+            return None
+        if not _can_grow(layer, self._at_capacity):
             return None
         if torch.compiler.is_compiling():
             return compiled.Kept.apply(output, args[0].detach(), self._number)

@@ -52,7 +52,7 @@ def _k_step(mode, expansions, optimizer, evaluate, steps):
                     S = triangles[e.name]
                     inverse = torch.linalg.pinv(S)
                     gradient = gradient - gradient @ S @ inverse  # what a deficient core's factor cannot hold
-                    gradient += e.direction(mode, gradients[e.name] @ S, optimizer.state) @ inverse
+                    gradient += e.direction(mode, gradients[e.name] @ S, optimizer) @ inverse
                 steps[e.name, mode] = e.parameters[mode].data - rates[e.layer.core] * gradient
     finally:
         for e in chosen:
