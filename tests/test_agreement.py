@@ -111,6 +111,20 @@ def test_gradients_zeroed_in_place_after_an_abandoned_pass_are_refused_with_the_
         optimizer.step()
 
 
+@pytest.mark.parametrize("integrator", ["one_pass", "parallel"])
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_a_core_gradient_that_overflowed_is_named_as_not_finite(value, integrator):
+    """As half precision may leave it beside finite gradients of the factors: no disagreement, and a step to skip."""
+    model = nn.Sequential(tdlrt.TuckerLinear(9, 8, ranks=1, dtype=torch.float64), nn.Tanh())
+    optimizer = tdlrt.TDLRT(model, lr=0.1, momentum=0.9, integrator=integrator)
+    model(_noise(torch.empty(4, 9, dtype=torch.float64))).square().sum().backward()
+    before = snapshot(model, optimizer)
+    model[0].core.grad[0, 0] = value
+    with pytest.raises(tdlrt.NonFiniteError, match=r"the gradient of 0\.core holds NaN or Inf"):
+        optimizer.step()
+    assert same(before, snapshot(model, optimizer))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_in_half_precision_a_penalty_is_refused_and_rounding_is_not(dtype):
     for penalty in (0.0, 1.0):

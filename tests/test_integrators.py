@@ -121,6 +121,27 @@ def test_bases_and_ranks_move_on_their_own_steps_only(integrator, options):
     assert optimizer.steps == 6
 
 
+@pytest.mark.parametrize("integrator", ["one_pass", "parallel", "two_pass", "standard"])
+@pytest.mark.parametrize("name", ["0.core", "3.bias"])
+def test_a_step_of_cores_alone_refuses_what_is_not_finite(name, integrator):
+    model = tdlrt.tuckerize(network(), ranks=0.4, min_features=0).eval()
+    optimizer = tdlrt.TDLRT(model, lr=0.1, momentum=0.9, basis_every=2, integrator=integrator)
+    (first, (x, y)) = batches(2)
+    train(model, optimizer, [first])
+    before = [v.clone() for v in model.state_dict().values()]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        model.get_parameter(name).grad.view(-1)[0] = float("nan")
+        return loss
+
+    with pytest.raises(tdlrt.NonFiniteError, match=f"the gradient of {name} holds NaN or Inf"):
+        optimizer.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values()))
+
+
 def test_frozen_bases_leave_a_step_of_cores():
     problem = Quadratic(ranks=(3, 3, 2, 2))
     optimizer = tdlrt.TDLRT(problem.layer, lr=0.3, tol=0.05)

@@ -138,13 +138,18 @@ def test_inline_refuses_gradients_changed_after_the_backward_pass():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_inline_changes_nothing_on_non_finite_gradients(value):
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_inline_changes_nothing_on_non_finite_gradients(when, value):
+    """Also where a gradient of a factor, which its momentum takes up in the step, was finite in the backward pass."""
     model = Layers()
     optimizer = tdlrt.TDLRT(model, retain="inline", on_nonfinite="skip", **OPTIONS)
     before = [p.detach().clone() for p in model.parameters()]
     x, y = batch(0)
-    x[0, 0, 0, 0, 0] = value
+    if when == "before":
+        x[0, 0, 0, 0, 0] = value
     backward(model, (x, y))
+    if when == "after":
+        model.image.factors[1].grad[0, 0] = value
     optimizer.step()
     assert optimizer.skipped_steps == 1
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))

@@ -73,11 +73,12 @@ class Comparison:
         new = [[side[e.core.shape[mode] :].flatten() for side in pair] for mode, pair in zip(e.new_modes, self.sides)]
         found, known = map(torch.cat, zip(*new))
         blocks = found, known, rounding * torch.linalg.vector_norm(e.core)
+        if not torch.cat([*cores[:2], found, known]).isfinite().all():
+            return 1.0, False  # left to the finiteness check, which names it
         fits = [_fit(known, found) for found, known, _ in (cores, blocks)]
         scale = min(fits, key=lambda fit: fit[1])[0]
         for found, known, rounding in (cores, blocks):
             difference = torch.linalg.vector_norm(known - scale * found)
-            # NaN is left to the finiteness check, which names it.
             if difference > self.tolerance * torch.linalg.vector_norm(known) and difference > rounding:
                 return scale, True
         return scale, False

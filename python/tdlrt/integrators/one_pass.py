@@ -60,11 +60,14 @@ def _contracted(optimizer, layers, local, contract):
             contraction = done[e.name] or optimizer.kept.pairs(e.name, e.layer)
             comparisons.append(Comparison(e, contract(e, contraction), local[e.name], contraction))
     settle(comparisons, optimizer.reducer)
+    changed = []
     for c in comparisons:
         e = c.expansion
         if done[e.name] is not None:  # gradients may have been scaled since the backward pass
             e.momenta = {mode: (before, e.parameters[mode].grad) for mode, (before, _) in e.momenta.items()}
             e.ahead.clear()
+            changed += [(f"{e.name}.factors.{mode}", gradient) for mode, (_, gradient) in e.momenta.items()]
+    refuse_nonfinite(changed, optimizer.reducer)
     return expansions, [(c.expansion, c.gradient) for c in comparisons]
 
 

@@ -9,7 +9,7 @@ import torch
 
 import tucker_kernels as tk
 from tdlrt.expansion import Expansion, expand_along
-from tdlrt.integrators.checks import refuse_nonfinite
+from tdlrt.integrators.checks import core_gradients, refuse_nonfinite
 from tdlrt.integrators.replay import Replay
 from tdlrt.integrators.two_pass import second_pass
 
@@ -24,6 +24,7 @@ def standard(optimizer, closure):
     last = evaluate
     if loss is None:  # no layer, or none whose bases are trained: an ordinary step
         loss, last = evaluate(), None
+        refuse_nonfinite(core_gradients(expansions) + optimizer.dense_gradients(), optimizer.reducer)
     expand_along(expansions, steps)
     seen = [e for e in expansions if e.layer.core.grad is not None or any((e.name, m) in steps for m in e.layer.modes)]
     second_pass(optimizer, seen, last)
