@@ -434,6 +434,20 @@ def test_a_step_at_learning_rate_zero_changes_no_weight_and_no_rank(lr):
     assert tdlrt.ranks(model) != ranks
 
 
+@pytest.mark.parametrize("integrator", ["two_pass", "standard"])
+def test_a_missing_closure_is_named_at_learning_rate_zero_too(integrator):
+    """Where a warm-up begins; a step of zeros needs none, with which torch.distributed.checkpoint makes states."""
+    model = network()
+    optimizer = tdlrt.TDLRT(model, lr=0.0, momentum=0.9, integrator=integrator)
+    backward(model, batch())
+    with pytest.raises(ValueError, match=f"closure is None; integrator='{integrator}'"):
+        optimizer.step()
+    for p in model.parameters():
+        p.grad.zero_()
+    optimizer.step()
+    assert all("momentum_buffer" in optimizer.state[layer.core] for layer in optimizer.layers.values())
+
+
 def test_a_core_that_the_update_makes_infinite_is_put_back():
     model = network(dtype=torch.float32)
     optimizer = tdlrt.TDLRT(model, lr=1e38, momentum=0.9)

@@ -296,10 +296,14 @@ class TDLRT(torch.optim.Optimizer):
         check_frozen(self.layers)
         for p, state in self.state.items():
             follow_dtype(p, state)
-        if closure is None and all(_is_zero(group["lr"]) for group in self.param_groups):
-            # torch.distributed.checkpoint makes optimiser states by such a step, with gradients of zero.
+        if closure is None and integrator not in FROM_PAIRS and self._only_makes_states():
             integrator = "one_pass"
         return INTEGRATORS[integrator](self, closure)
+
+    def _only_makes_states(self):
+        """Whether this is the step by which torch.distributed.checkpoint makes optimiser states, of zeros at rate 0."""
+        rates = [group["lr"] for group in self.param_groups]
+        return all(map(_is_zero, rates)) and not any(local(p.grad).any() for p in self._names if p.grad is not None)
 
     def _update(self, expansions):
         """Steps everything at the augmented points, truncates, and consumes the Tucker gradients."""
