@@ -15,7 +15,8 @@ from tucker_kernels.dispatch import implements
 
 
 def unfold(tensor, mode):
-    return tensor.movedim(mode, 0).reshape(tensor.shape[mode], -1)
+    n, *others = tensor.movedim(mode, 0).shape
+    return tensor.movedim(mode, 0).reshape(n, math.prod(others))
 
 
 def fold(matrix, mode, shape):
@@ -171,6 +172,11 @@ def tucker_conv_forward(input, core, out_factor, in_factor, bias, stride, paddin
 
 
 def _convolution_backward(grad, input, weight, stride, padding, dilation, mask):
+    window, size = weight.shape[2:], input.shape[2:]
+    if input.ndim == 5 and input.device.type == "cpu" and any(1 < k >= n for k, n in zip(window, size)):
+        # Of channels-last volumes no longer than the window, torch 2.13 leaves parts of the weight's gradient
+        # unwritten, or writes beyond it.
+        grad, input = grad.contiguous(), input.contiguous()
     zeros = [0] * (input.ndim - 2)
     grads = torch.ops.aten.convolution_backward(
         *(grad, input, weight, None, stride, padding, dilation), False, zeros, 1, [*mask, False]
