@@ -41,6 +41,14 @@ def test_unfold_and_fold_follow_tensorly(shape):
         assert torch.equal(tk.fold(matrix, mode, shape), tensor)
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 0)], ids=str)
+def test_unfold_and_fold_of_nothing(shape):
+    for mode, n in enumerate(shape):
+        matrix = tk.unfold(rand(*shape), mode)
+        assert matrix.shape == (n, math.prod(shape[:mode] + shape[mode + 1 :]))
+        assert tk.fold(matrix, mode, shape).shape == shape
+
+
 @shapes
 def test_mode_dot(shape):
     tensor = rand(*shape)

@@ -72,6 +72,25 @@ def kernels_of(problem, dtype, need=None):
     return [y, *found, *d_factors]
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sizes", itertools.product((0, 3), (0, 2), (0, 2), (0, 4)), ids=str)
+def test_sizes_of_zero(sizes, path, backend):
+    n_out, r_out, r_in, n_in = sizes
+    shapes = (5, n_in), (r_out, r_in), (n_out, r_out), (n_in, r_in), (n_out,)
+    operands = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    def dense(x, core, U, V, bias):
+        return x @ (U @ core @ V.T).T + bias
+
+    x, core, U, V, bias = operands
+    y = tk.tucker_linear(x, core, [U, V], bias, path=path)
+    assert_close(y, dense(*operands), "tucker_linear")
+    grad = torch.randn_like(y)
+    wanted = oracles.gradients(dense, operands, grad)
+    for actual, expected in zip(torch.autograd.grad(y, operands, grad), wanted):
+        assert_close(actual, expected, "tucker_linear_backward")
+
+
 @linear_problems
 def test_only_the_gradients_asked_for_are_computed(problem, backend):
     """Each alone equals its part of all of them; the others are empty."""

@@ -168,7 +168,8 @@ def tangent_basis(bases: Sequence[Tensor], directions: Sequence[Tensor]) -> tupl
 
     Args:
         bases: list of U (n, r) with orthonormal (or zero) columns, float32 or float64.
-        directions: list of D (n, p), same length, dtype and device; columns may be dependent, tiny or zero.
+        directions: list of D (n, p), same length, dtype and device; columns may be dependent, tiny or zero, which those
+                of norm below 1e-30 count as.
 
     Returns:
         (list of V (n, p), counts): the first counts[i] columns of V[i] are orthonormal to each other and to U[i], the

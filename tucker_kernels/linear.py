@@ -54,7 +54,7 @@ def tucker_linear(
     if path == "fused" and core.ndim != 2:
         raise ValueError(f"path is 'fused', which takes two modes, but core has {core.ndim}; use 'chain'")
     rows = math.prod(input.shape[:-1])
-    if path == "fused" and rows:
+    if path == "fused" and 0 not in (rows, *sizes, *core.shape):
         return _fused_linear(input, core, factors, bias)
     modes = tuple((n, None if f is None else r) for n, r, f in zip(sizes, core.shape, factors))
     if path == "auto":
