@@ -1,10 +1,11 @@
 """hosvd_truncate: ranks of a float64 SVD, error never above the bound and reported as it is, orthonormal bases."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from matrix_families import cores, gaussian, orthonormal
+from matrix_families import cores, gaussian, geometric, orthonormal
 from tolerances import TOLERANCES
 
 import tucker_kernels as tk
@@ -270,6 +271,32 @@ def test_a_warm_core_keeps_the_bound_and_at_most_one_column_more(step, tol):
     check(grown, truncate(grown, tol=tol), tol=tol, more=1)
 
 
+def second_order_matrices():
+    """name → [A B; D E], A 40 × 40: what is lost is E − D A⁻¹ B, of second order in B and D.
+
+    E is zero, as the parallel integrator leaves it, or a part of D A⁻¹ B. Where A is weak that is much, and subspaces
+    far from the axes lose less.
+    """
+    found = {}
+
+    def add(name, A, B, D):
+        for part, window in ((0, ()), (0.9, (1, 1)), (3, ())):
+            core = torch.cat([torch.cat([A, B], 1), torch.cat([D, part * D @ torch.linalg.solve(A, B)], 1)])
+            found[f"{name}, {part} of the corner"] = core.reshape(*core.shape, *window)
+
+    for weakest in (1, 1e-1, 1e-2, 1e-3):
+        A = geometric(40, 40, weakest, 15)
+        for b, d in ((1e-1, 1e-1), (1e-2, 1e-2), (1e-1, 1e-4), (3e-1, 1e-5)):
+            B, D = gaussian(40, 30, seed=16), gaussian(35, 40, seed=17)
+            add(f"weakest {weakest}, steps {b} and {d}", A, b * B / B.norm(), d * D / D.norm())
+    left, right = orthonormal(40, 40, 18), orthonormal(40, 40, 19)
+    for weakest, b, d in itertools.product((1, 1e-1, 1e-2, 1e-3), (3e-1, 1e-2, 1e-4), (3e-1, 1e-2, 1e-4)):
+        A = left * torch.tensor([1.0] * 39 + [weakest]) @ right.T  # B and D lie where it is weak
+        B, D = left[:, -1:] * orthonormal(30, 1, 20).T, orthonormal(35, 1, 21) * right[:, -1:].T
+        add(f"one weak value {weakest}, steps {b} and {d}", A, b * B, d * D)
+    return found
+
+
 def given_rank_cores():
     """name → (core, ranks): cores that were zero beyond their ranks before a small step, and some that seem so."""
     found = {}
@@ -294,6 +321,7 @@ def given_rank_cores():
         weak = gaussian(40, 30, 3, 3, seed=8)
         weak[37:] *= scale
         found[f"weak head {scale}"] = (warm_step(weak, weak.shape, (80, 30, 3, 3), 3e-2, 9), tuple(weak.shape))
+    found |= {name: (core, (40, 40, 1, 1)[: core.ndim]) for name, core in second_order_matrices().items()}
     tilted = torch.zeros(80, 60, 3, 3, dtype=torch.float64)
     tilted[:40, :30] = gaussian(40, 30, 3, 3, seed=10)
     tilted[40:, 30:] = 0.15 * gaussian(40, 30, 3, 3, seed=11)  # only where no head is
@@ -356,6 +384,18 @@ def test_the_error_at_given_ranks_is_certified_in_single_precision(family):
     }
     assert not wrong
     assert sum(true > 1e-5 for true in exact) > 0.6 * len(exact), "nearly nothing is lost in most of these"
+
+
+@pytest.mark.parametrize("corner", [0, 1e-3])
+@pytest.mark.parametrize("window", [(), (1, 1)], ids=str)
+def test_a_small_step_of_a_matrix_takes_no_solve(window, corner):
+    """Seen by the head of a projection, which only the orthogonal iteration makes triangular."""
+    core = warm_step(orthonormal(40, 40, 17), (40, 40), (80, 70), 1e-2, 18)
+    core[40:, 40:] *= corner
+    with tk.use_backend("cpu"):
+        _, (projections,), _, _ = tk.hosvd_truncate([core.float().reshape(80, 70, *window)], ranks=40, modes=(0, 1))
+    for P in projections[:2]:
+        assert not P[:40, :40].tril(-1).any()
 
 
 @pytest.mark.parametrize(

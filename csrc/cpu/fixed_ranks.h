@@ -31,12 +31,15 @@ class FixedRanks {
  private:
   double in_tails() const;              // energy of everything that lies in some tail
   double residual(int64_t mode) const;  // what is left of single_ after the step
+  double rounded(int64_t mode) const;   // bound on what rounding of the step adds to it
+  // Bound on the norm of what lies in the tails of this mode and of others after its step.
+  double unseen(int64_t mode) const;
+  // Of a matrix: bound on the norm of what its second step changes in `corner_`.
+  double corner_drift() const;
   // Bound on how far the steps move what lies in tails and was not looked at: the blocks in many tails, and
   // what other modes' steps bring into a single one.
   double drift() const;
-  double error_drift() const;  // bound on the same for the root of what is lost in all
-  // Whether every X is so small that (I + XXᵀ)^(−1/2) hardly changes what is left of a tail.
-  bool small_tangents() const;
+  void form_corner(int64_t n, int64_t r, const T* x);
 
   const T* core_;
   int64_t modes_;
@@ -45,6 +48,10 @@ class FixedRanks {
   double own_[TK_MAX_MODES] = {};     // in the tail of mode i
   double single_[TK_MAX_MODES] = {};  // in the tail of mode i and the heads of all others
   double many_ = 0;                   // in the tails of at least two modes
+  // Where C is a matrix [A B; D E] cut to a square: its first mode, and the norm of E − X B after the step of
+  // that mode. Else −1.
+  int64_t first_of_matrix_ = -1;
+  double corner_ = -1;
   OrthogonalIteration found_[TK_MAX_MODES] = {};
 };
 

@@ -63,9 +63,10 @@ bool factor_and_invert(int64_t n, const T* g, T* r, T* inverse) {
 }  // namespace
 
 template <class T>
-bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* rows, OrthogonalIteration& found) {
+bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* x, T* rows,
+                          OrthogonalIteration& found) {
   const int64_t step = padded<T>(r), rest = n - r;
-  Buffer<T> a(r * r), b(rest * r), w(rest * r), x(rest * r), triangle(r * step), inverse(r * step);
+  Buffer<T> a(r * r), b(rest * r), w(rest * r), triangle(r * step), inverse(r * step);
   double scale = 0;
   for (int64_t i = 0; i < r; ++i) scale = std::max(scale, strip[i * r + i]);
   if (!(scale > 0)) return false;
@@ -89,7 +90,9 @@ bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* rows, Or
   return true;
 }
 
-template bool orthogonal_iteration<float>(int64_t, int64_t, const double*, float*, OrthogonalIteration&);
-template bool orthogonal_iteration<double>(int64_t, int64_t, const double*, double*, OrthogonalIteration&);
+template bool orthogonal_iteration<float>(int64_t, int64_t, const double*, float*, float*,
+                                          OrthogonalIteration&);
+template bool orthogonal_iteration<double>(int64_t, int64_t, const double*, double*, double*,
+                                           OrthogonalIteration&);
 
 }  // namespace tk

@@ -14,9 +14,10 @@ struct OrthogonalIteration {
 };
 
 // P = orth(G[:, :r]) = [I; X] (I + XᵀX)^(−1/2) up to a rotation. strip: G[:, :r] (n×r) of which the part
-// above the diagonal is not read. rows: Pᵀ (r×n). False, and rows not written, where A is
+// above the diagonal is not read. x: X ((n−r)×r); rows: Pᵀ (r×n). False, and rows not written, where A is
 // not definite.
 template <class T>
-bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* rows, OrthogonalIteration& found);
+bool orthogonal_iteration(int64_t n, int64_t r, const double* strip, T* x, T* rows,
+                          OrthogonalIteration& found);
 
 }  // namespace tk
