@@ -20,8 +20,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 @pytest.fixture(autouse=True)
 def reference():
-    tensorly.set_backend("pytorch")
-    with tk.use_backend("reference"):
+    with tensorly.backend_context("pytorch"), tk.use_backend("reference"):
         yield
 
 

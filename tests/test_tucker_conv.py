@@ -109,6 +109,17 @@ def test_gradients_in_lower_precision(dtype, path, backend):
         assert_close(actual, wanted, "tucker_conv_backward")
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_gradient_of_a_core_of_rank_one_in_another_layout(path, backend):
+    """Whose weight gradient torch's convolution refuses to compute."""
+    x = torch.randn(2, 3, 10, 2, dtype=torch.float64)
+    core = torch.randn(2, 3, 1, 3, dtype=torch.float64).permute(2, 3, 0, 1).requires_grad_()
+    y = tk.tucker_conv(x, core, [None] * 4, padding=1, path=path)
+    grad = torch.randn_like(y)
+    wanted = oracles.gradients(lambda x, core: oracles.conv(x, core, [None] * 4, None, 1, 1, 1), [x, core], grad)
+    assert_close(*torch.autograd.grad(y, core, grad), wanted[1], "tucker_conv_backward")
+
+
 @pytest.mark.parametrize("path", ["chain", "fused"])
 @pytest.mark.parametrize(
     ("dtype", "window", "padding", "stride"), [(torch.float32, 4, 3, 2), (torch.bfloat16, 3, 1, 1)]

@@ -179,7 +179,7 @@ def _convolution_backward(grad, input, weight, stride, padding, dilation, mask):
         grad, input = grad.contiguous(), input.contiguous()
     zeros = [0] * (input.ndim - 2)
     grads = torch.ops.aten.convolution_backward(
-        *(grad, input, weight, None, stride, padding, dilation), False, zeros, 1, [*mask, False]
+        *(grad, input, weight.contiguous(), None, stride, padding, dilation), False, zeros, 1, [*mask, False]
     )
     return grads[0], grads[1]
 
