@@ -20,7 +20,7 @@ import time
 import harness
 import tdlrt
 import torch
-from encoder import Encoder, best, digits, train, trained
+from encoder import Encoder, best, by_adamw, by_muon, digits, train
 from training_step import loss_of
 
 try:
@@ -31,14 +31,10 @@ except ImportError:
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
 
 
-def full(model, rank, lr):
-    return trained(model, lr)
-
-
-def lora(model, rank, lr):
+def lora(model, rank):
     names = ["query", "key", "value", "merge", "up", "down"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, modules_to_save=["head"])
-    return trained(peft.get_peft_model(model, config), lr)
+    return peft.get_peft_model(model, config)
 
 
 def adapter(model, rank):
@@ -47,43 +43,49 @@ def adapter(model, rank):
     return model
 
 
-def factors_alone(model, rank, lr):
-    return trained(adapter(model, rank), lr)
-
-
-def adapted(**options):
+def adapted(base, **options):
     def make(model, rank, lr):
         model = adapter(model, rank)
-        return model, tdlrt.TDLRT(model, lr=lr, base="adamw", **{"tol": None, **options})
+        return model, [tdlrt.TDLRT(model, lr=lr, base=base, **{"tol": None, **options})]
 
     return make
 
 
-CANDIDATES = {
-    "all weights": full,
-    **({} if peft is None else {"LoRA": lora}),
-    "adapt's factors by AdamW": factors_alone,
-    "adapt": adapted(),
-    "adapt, tol=0.1": adapted(tol=0.1),
-    "adapt, basis_every=4": adapted(basis_every=4),
-    "adapt, inline": adapted(retain="inline"),
-}
+def plainly(prepare, alone):
+    return lambda model, rank, lr: alone(prepare(model, rank), lr)
+
+
+def candidates():
+    """{name: (model, rank, lr) -> (model, [optimiser, …])}."""
+    rows = {}
+    for name, base, alone in (("AdamW", "adamw", by_adamw), ("Muon", "muon", by_muon)):
+        rows[f"{name}, all weights"] = plainly(lambda model, rank: model, alone)
+        if peft is not None:
+            rows[f"{name}, LoRA"] = plainly(lora, alone)
+        rows |= {
+            f"{name}, adapt's factors alone": plainly(adapter, alone),
+            f"{name}, adapt": adapted(base),
+            f"{name}, adapt, tol=0.1": adapted(base, tol=0.1),
+            f"{name}, adapt, basis_every=4": adapted(base, basis_every=4),
+        }
+    return rows
 
 
 def speed(rank, width, repeats):
     torch.manual_seed(0)
     dense = Encoder(32, 128, width, 4, 10)
     data = torch.randn(8, 128, 32), torch.randint(0, 10, (8,))
-    made = {name: make(copy.deepcopy(dense), rank, 1e-4) for name, make in CANDIDATES.items()}
+    made = {name: make(copy.deepcopy(dense), rank, 1e-4) for name, make in candidates().items()}
     parts = {name: ([], []) for name in made}
 
     def step(name):
-        model, optimizer = made[name]
+        model, optimisers = made[name]
         begin = time.process_time()
         loss_of(model, data).backward()
         middle = time.process_time()
-        optimizer.step()
-        optimizer.zero_grad()
+        for own in optimisers:
+            own.step()
+            own.zero_grad()
         return middle - begin, time.process_time() - middle
 
     for name in made:
@@ -96,7 +98,7 @@ def speed(rank, width, repeats):
             for found, values in zip(parts[name], zip(*taken)):
                 found.append(sum(values) / 4)
     rows = []
-    for name, (model, optimizer) in made.items():
+    for name, (model, optimisers) in made.items():
         passes, steps = (1e3 * statistics.median(values) for values in parts[name])
         rows.append(
             {
@@ -105,7 +107,7 @@ def speed(rank, width, repeats):
                 "passes ms": passes,
                 "step ms": steps,
                 "sum ms": passes + steps,
-                "held MiB": harness.held_bytes(model, optimizer) / 2**20,
+                "held MiB": harness.held_bytes(model, *optimisers) / 2**20,
                 "step MiB": rises[name] / 2**20,
             }
         )
@@ -117,11 +119,9 @@ def quality(rank, seeds, steps):
     torch.manual_seed(0)
     pretrained = Encoder(4, 16, 64, 3, 10)
     even = y % 2 == 0
-    train(*full(pretrained, rank, 2e-3), (x[even], y[even]), 150, 0)
+    train(*by_adamw(pretrained, 2e-3), (x[even], y[even]), 150, 0)
     made = {
-        name: lambda lr, make=make: make(copy.deepcopy(pretrained), rank, lr)
-        for name, make in CANDIDATES.items()
-        if name != "adapt, inline"  # the same numbers
+        name: lambda lr, make=make: make(copy.deepcopy(pretrained), rank, lr) for name, make in candidates().items()
     }
     return best(made, LEARNING_RATES, seeds, (-x, y), (-test_x, test_y), steps)
 

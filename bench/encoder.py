@@ -1,5 +1,5 @@
 """A transformer's block, a small encoder of it, scikit-learn's digits, and a table of how far methods get: what
-adapters.py, adamw.py and transformer.py share.
+adapters.py, optimisers.py and transformer.py share.
 """
 
 import statistics
@@ -46,9 +46,23 @@ class Encoder(nn.Module):
         return self.head(self.blocks(self.embed(x) + self.place).mean(1))
 
 
-def trained(model, lr):
-    """The model, and AdamW over what is not frozen."""
-    return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+def by_adamw(model, lr):
+    """The model, and AdamW over what is not frozen in a list."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return model, [torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)]
+
+
+def by_muon(model, lr):
+    """The model, and torch's Muon over the matrices of its blocks that are not frozen, AdamW over the rest.
+
+    The rates are those that `base="muon"` has: a step of Muon is as long as one of AdamW.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner = {p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2}
+    muon = torch.optim.Muon(
+        [p for p in trained if p in inner], lr=lr, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+    )
+    return model, [muon, torch.optim.AdamW([p for p in trained if p not in inner], lr=lr, weight_decay=0.0)]
 
 
 def digits():
@@ -63,22 +77,23 @@ def digits():
     return (patches[:1400], labels[:1400]), (patches[1400:], labels[1400:])
 
 
-def train(model, optimizer, data, steps, seed):
+def train(model, optimisers, data, steps, seed):
     generator = torch.Generator().manual_seed(seed)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 1 - i / steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(own, lambda i: 1 - i / steps) for own in optimisers]
     for _ in range(steps):
         rows = torch.randint(len(data[1]), (64,), generator=generator)
-        optimizer.zero_grad()
+        for own in optimisers:
+            own.zero_grad()
         loss_of(model, (data[0][rows], data[1][rows])).backward()
-        optimizer.step()
-        schedule.step()
+        for own in (*optimisers, *schedules):
+            own.step()
 
 
 def best(candidates, rates, seeds, data, test, steps):
     """Rows of test loss and accuracy after so many steps, at the best of the learning rates; means over seeds.
 
-    candidates: {name: (lr) -> (model, optimizer)}. Test images choose the rate, for every row alike: the differences
-    count, not the levels.
+    candidates: {name: (lr) -> (model, [optimiser, …])}. Test images choose the rate, for every row alike: the
+    differences count, not the levels.
     """
     rows = []
     for name, make in candidates.items():
@@ -87,8 +102,8 @@ def best(candidates, rates, seeds, data, test, steps):
             ends = []
             for seed in range(seeds):
                 torch.manual_seed(seed)
-                model, optimizer = make(lr)
-                train(model, optimizer, data, steps, seed)
+                model, optimisers = make(lr)
+                train(model, optimisers, data, steps, seed)
                 with torch.no_grad():
                     scores = model(test[0])
                     right = (scores.argmax(1) == test[1]).double().mean()

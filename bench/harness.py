@@ -83,10 +83,10 @@ def peak_bytes(call):
     return max(live, default=0)
 
 
-def held_bytes(model, optimizer):
+def held_bytes(model, *optimisers):
     """Bytes of parameters, buffers, gradients and optimiser state between steps."""
     parameters = list(model.parameters())
-    kept = [value for state in optimizer.state.values() for value in state.values()]
+    kept = [value for own in optimisers for state in own.state.values() for value in state.values()]
     kept = [v for value in kept for v in (value if isinstance(value, list) else [value])]  # momentum outside the bases
     tensors = [*parameters, *model.buffers(), *(p.grad for p in parameters), *kept]
     return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))

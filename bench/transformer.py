@@ -1,4 +1,4 @@
-"""Times a training step of a small decoder: TDLRT with AdamW against dense AdamW.
+"""Times a training step of a small decoder: TDLRT with AdamW, and once with Muon, against dense AdamW.
 
     python bench/transformer.py [--layers 2] [--tokens 1024] [--ranks 0.5 0.25 0.125] [--threads 1]
 
@@ -36,9 +36,9 @@ def batch(tokens):
 def candidates(dense, fraction, data):
     """{name: a callable that takes one step}."""
 
-    def tucker(optimizer=tdlrt.TDLRT, tol=None, **options):
+    def tucker(optimizer=tdlrt.TDLRT, base="adamw", tol=None, **options):
         model = tdlrt.tuckerize(copy.deepcopy(dense), ranks=fraction)
-        return Step(model, optimizer(model, lr=LR, base="adamw", tol=tol, **options), data)
+        return Step(model, optimizer(model, lr=LR, base=base, tol=tol, **options), data)
 
     def plainly(model):
         return Step(model, torch.optim.AdamW(model.parameters(), lr=LR), data)
@@ -50,6 +50,7 @@ def candidates(dense, fraction, data):
         "one_pass, inline": tucker(retain="inline"),
         "parallel": tucker(integrator="parallel"),
         "basis_every=4": tucker(basis_every=4),
+        "one_pass, Muon": tucker(base="muon"),
         "plain factors": plainly(tdlrt.tuckerize(copy.deepcopy(dense), ranks=fraction)),
     }
 

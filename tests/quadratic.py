@@ -57,3 +57,11 @@ def random_tucker(shape, ranks, spectrum=None, seed=0):
         q = torch.linalg.qr(torch.randn(n, ranks[mode], dtype=torch.float64, generator=generator))[0]
         core = torch.tensordot(q, core, dims=([1], [mode])).movedim(0, mode)
     return core
+
+
+def whole_rank(seed=0):
+    """(a linear layer with whole bases, its loss ‖W − W*‖² times a factor, W*)."""
+    torch.manual_seed(seed)
+    layer = tdlrt.TuckerLinear(6, 6, bias=False, ranks=6, dtype=torch.float64)
+    target = torch.randn(6, 6, dtype=torch.float64)
+    return layer, lambda scale=1.0: scale * (layer(torch.eye(6, dtype=torch.float64)).T - target).square().sum(), target

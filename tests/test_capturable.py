@@ -62,6 +62,7 @@ BASES = {
     # Adam divides by the size of each entry; a large eps keeps it from turning rounding noise into a step.
     "adam": {"lr": 0.01, "base": "adam", "eps": 1e-2, "weight_decay": 1e-3, "max_grad_norm": 0.5},
     "adamw": {"lr": 0.01, "base": "adamw", "eps": 1e-2, "weight_decay": 0.1, "amsgrad": True},
+    "muon": {"lr": 0.05, "base": "muon", "eps": 1e-2, "weight_decay": 0.1},
 }
 # What eager steps decide on the host.
 RANK_OPTIONS = {
@@ -317,7 +318,7 @@ def test_compacting_keeps_the_weight_and_the_state(base):
     ("options", "words"),
     [
         ({"integrator": "parallel"}, "integrator is 'parallel' with capturable=True; allowed: 'one_pass'"),
-        ({"base": torch.optim.RMSprop}, "base is .*RMSprop.*; allowed: 'sgd', 'adam', 'adamw'"),
+        ({"base": torch.optim.RMSprop}, "base is .*RMSprop.*; allowed: 'sgd', 'adam', 'adamw', 'muon'"),
         ({"budget": 10**6}, "budget is 1000000"),
         ({"retain": "inline"}, "retain is 'inline'"),
     ],

@@ -287,7 +287,9 @@ def test_the_learning_rate_of_a_group_is_used():
     assert not torch.equal(after["6.bias"], before["6.bias"])
 
 
-@pytest.mark.parametrize(("base", "options"), [("sgd", {"momentum": 0.9}), ("adam", {"amsgrad": True}), ("adamw", {})])
+@pytest.mark.parametrize(
+    ("base", "options"), [("sgd", {"momentum": 0.9}), ("adam", {"amsgrad": True}), ("adamw", {}), ("muon", {})]
+)
 def test_resuming_from_a_checkpoint_is_bitwise(base, options):
     def make(seed):
         model = network(seed)

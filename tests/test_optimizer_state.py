@@ -18,6 +18,7 @@ OPTIONS = {
     "amortised": {"lr": 0.1, "momentum": 0.9, "basis_every": 2, "max_grad_norm": 0.5},
     "budget": {"lr": 0.1, "budget": 3000},
     "adamw": {"lr": 0.01, "base": "adamw", "amsgrad": True},
+    "muon": {"lr": 0.01, "base": "muon"},
     "capturable": {"lr": 0.1, "momentum": 0.9, "capturable": True},
 }
 

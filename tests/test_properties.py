@@ -19,6 +19,7 @@ BASES = {
     # Adam divides by the size of each entry; a large eps keeps it from turning rounding noise into a step.
     "adam": {"lr": 0.01, "base": "adam", "eps": 1e-2},
     "amsgrad": {"lr": 0.01, "base": "adamw", "amsgrad": True, "eps": 1e-2},
+    "muon": {"lr": 0.01, "base": "muon", "eps": 1e-2},
 }
 
 

@@ -9,12 +9,13 @@ import torch
 from tdlrt.adam import Adam, AdamW
 from tdlrt.integrators import INTEGRATORS
 from tdlrt.layers import TuckerLayer
+from tdlrt.muon import Muon
 from tdlrt.pairs import RETAIN
 from tdlrt.rank_choice import COSTS
 from tdlrt.transport import moving_entries
 from tucker_kernels.validation import at_least, choice, flag, number
 
-BASES = {"sgd": torch.optim.SGD, "adam": Adam, "adamw": AdamW}
+BASES = {"sgd": torch.optim.SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
 # The arguments with a few allowed values.
 CHOICES = {
     "integrator": tuple(INTEGRATORS),

@@ -1,4 +1,4 @@
-"""The part of a momentum that the bases cannot hold: of SGD's heavy ball, and of the first moment of Adam and AdamW.
+"""The part of a momentum that the bases cannot hold: of SGD's heavy ball, and of the first moment of Adam and Muon.
 
 The core's buffer holds the momentum in the bases; in a step they grow to [U|V] and shrink to U' = [U|V]P, and what is
 outside U' would be lost: directions outside the bases would start from rest in every step, and at μ = 0.9 bases turn at
@@ -13,8 +13,8 @@ V spans (I − UUᵀ) m after the first of these, and the core's buffer receives
 which is V_iᵀ K_i projected on the rows of Mat_i(C), because ∇_{U_i} L = K_i Mat_i(C)ᵀ, K_i = Mat_i(∇_W L ×_{j≠i} U_jᵀ).
 Together that is the momentum's projection on the tangent space, to first order in the step.
 
-Adam's first moment is such a buffer with μ = β₁ and gradients times 1 − β₁; its second moment is one number for a whole
-core (`adam.py`), so that directions which just came in have it too.
+A first moment is such a buffer with μ = β₁ and gradients times 1 − β₁. Adam's second moment is one number for a whole
+core (`adam.py`) and Muon has none, so that directions which just came in lack nothing.
 
 Another optimiser may keep a second moment for every entry. From one of zero an entry of a new block would step by
 (1 − β₁)/√(1 − β₂) = 3.2 learning rates whatever its gradient is: along signs, which is mostly noise. `begin` gives a
@@ -24,7 +24,7 @@ it stands for (`basis_every`).
 
 import torch
 
-from tdlrt.adam import OneSecondMoment
+from tdlrt.core_steps import CoreSteps
 from tdlrt.transport import LINEAR, SQUARED, by_dtype, cross_grams, products
 from tucker_kernels.library import call, ops
 
@@ -33,7 +33,7 @@ OUTSIDE = "momentum_outside"  # in a core's state: m or None, per mode
 
 def goes_along(base, group):
     """Whether the base optimiser has a momentum in this group that is kept outside the bases, too."""
-    return isinstance(base, (torch.optim.SGD, OneSecondMoment)) and bool(_rate(group))
+    return isinstance(base, (torch.optim.SGD, CoreSteps)) and bool(_rate(group))
 
 
 def _rate(group):

@@ -8,10 +8,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from tdlrt import arguments, momentum
-from tdlrt.adam import OneSecondMoment
 from tdlrt.arguments import check_dtypes, check_frozen, positive
 from tdlrt.capturable import CapturedStep, compact
 from tdlrt.conditioning import conditioning_gradient
+from tdlrt.core_steps import CoreSteps
 from tdlrt.expansion import NonFiniteError, truncate
 from tdlrt.integrators import FROM_PAIRS, INTEGRATORS
 from tdlrt.integrators.parallel import redo, saturated
@@ -46,8 +46,9 @@ class TDLRT(torch.optim.Optimizer):
             new mode); "two_pass" and "standard" (two and d + 1 evaluations, `optimizer.step(closure)`; the closure
             computes the loss, calls backward and returns it).
         base: "sgd"; "adam" or "adamw", which have one second moment for a whole core, the mean over its entries, as it
-            is the same in all bases; or a `torch.optim.Optimizer` subclass that keeps momentum_buffer, exp_avg and
-            exp_avg_sq and nothing else per entry.
+            is the same in all bases; "muon", which moves all singular directions of a core's momentum equally far and
+            is AdamW, with its arguments and learning rates, for everything else; or a `torch.optim.Optimizer` subclass
+            that keeps momentum_buffer, exp_avg and exp_avg_sq and nothing else per entry.
         params: parameter groups as any torch optimiser takes them; default: all parameters in one group. Frozen ones
             may be left out and are then never stepped; trained ones that are not the model's may be added.
         tolerance_mode: "global" (the error of the whole core is at most tol) or "per_mode" (each mode's is).
@@ -100,7 +101,7 @@ class TDLRT(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         tol: float | dict[str, float | None] | None = 0.1,
         integrator: Literal["one_pass", "parallel", "two_pass", "standard"] = "one_pass",
-        base: Literal["sgd", "adam", "adamw"] | type[torch.optim.Optimizer] = "sgd",
+        base: Literal["sgd", "adam", "adamw", "muon"] | type[torch.optim.Optimizer] = "sgd",
         *,
         params: Iterable[Any] | None = None,
         tolerance_mode: Literal["global", "per_mode"] = "global",
@@ -155,8 +156,8 @@ class TDLRT(torch.optim.Optimizer):
         self._name_parameters()
         arguments.check_complete(inner, self._names)
         self.layers = {name: layer for name, layer in self.layers.items() if layer.core in self._names}
-        if isinstance(self.base, OneSecondMoment):
-            self.base.cores = frozenset(layer.core for layer in self.layers.values())
+        if isinstance(self.base, CoreSteps):
+            self.base.cores = {layer.core: layer for layer in self.layers.values()}
         self.kept = KeptPairs(self.layers if integrator in FROM_PAIRS else {}, self, retain == "inline")
 
     def _link(self):
