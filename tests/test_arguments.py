@@ -247,3 +247,36 @@ def test_a_fraction_is_of_the_full_rank_of_a_mode():
     assert tdlrt.TuckerConv2d.from_dense(layer, ranks=0.4).ranks == (9, 1, 3, 3)  # at most 1·3·3
     assert tdlrt.TuckerConv2d.from_dense(layer, ranks=2 / 3).ranks == (18, 2, 3, 3)
     assert tdlrt.TuckerConv2d.from_dense(layer, ranks=0.5).ranks == (14, 2, 3, 3)
+
+
+def test_a_subclass_of_sgd_has_its_momentum():
+    class Own(torch.optim.SGD):
+        pass
+
+    class Any(torch.optim.SGD):
+        def __init__(self, params, **options):
+            super().__init__(params, **options)
+
+    weights = []
+    for base in ("sgd", Own, Any):
+        torch.manual_seed(0)
+        layer = tdlrt.TuckerLinear(9, 8, ranks=3, dtype=torch.float64)
+        optimizer = tdlrt.TDLRT(layer, lr=0.1, momentum=0.9, base=base)
+        for x in torch.randn(4, 5, 9, dtype=torch.float64):
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+        weights.append(layer.weight)
+    assert all(torch.equal(weights[0], weight) for weight in weights[1:])
+    with pytest.raises(ValueError, match=r"momentum is 0.9, but base=.*NAdam.* has no momentum"):
+        tdlrt.TDLRT(layer, lr=0.1, momentum=0.9, base=torch.optim.NAdam)
+
+
+def test_a_base_with_statistics_of_rows_and_columns_is_refused():
+    with pytest.raises(ValueError, match=r"base keeps 'row_var' per entry, row or column.*; known are momentum_buffer"):
+        tdlrt.TDLRT(tdlrt.TuckerLinear(9, 8, ranks=3), lr=0.1, base=torch.optim.Adafactor)
+
+
+def test_a_step_has_no_derivative():
+    with pytest.raises(ValueError, match="differentiable is True"):
+        tdlrt.TDLRT(tdlrt.TuckerLinear(9, 8), lr=0.1, differentiable=True)

@@ -70,17 +70,22 @@ def make_base(base, model, params, lr, momentum, weight_decay, capturable, optio
     number("weight_decay", weight_decay, "numbers from 0 on", _not_negative)
     for name in {"nesterov", "maximize"} & set(options):
         flag(name, options[name])
+    if options.get("differentiable"):
+        raise ValueError(
+            f"differentiable is {options['differentiable']!r}; a step that changes bases has no derivative"
+        )
     if "dampening" in options:  # torch takes anything
         number("dampening", options["dampening"], "numbers from 0 on", _not_negative)
-    if kind is torch.optim.SGD:
+    accepted = inspect.signature(kind).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    if kind is torch.optim.SGD or (momentum and ("momentum" in accepted or takes_any)):
         options = {"momentum": momentum, **options}
     elif momentum:
         raise ValueError(f"momentum is {momentum}, but base={base!r} has no momentum; pass its betas instead")
     elif capturable and any(p.device.type != "cpu" for p in model.parameters()):
         options = {"capturable": True, **options}
-    accepted = inspect.signature(kind).parameters
     unknown = [name for name in ("weight_decay", *options) if name not in accepted]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+    if unknown and not takes_any:
         raise TypeError(
             f"{', '.join(unknown)}: not among the arguments of TDLRT and of its base {kind.__name__}, which takes "
             f"{', '.join(accepted)}"

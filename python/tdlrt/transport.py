@@ -56,13 +56,17 @@ def cross_grams(a, b, modes):
 
 
 def moving_entries(state, shape):
-    """[(key, whether it is linear)] of the tensors in the state of one parameter that move with its bases."""
-    keys = [k for k, v in state.items() if isinstance(v, torch.Tensor) and v.shape == shape and v.ndim > 0]
+    """[(key, whether it is linear)] of the tensors in the state of one parameter that move with its bases.
+
+    Raises ValueError for others, also of rows or columns as Adafactor's.
+    """
+    found = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim > 0}
+    keys = [k for k, v in found.items() if v.shape == shape or v.numel() > 1]
     for key in keys:
-        if key not in LINEAR and key not in SQUARED:
+        if found[key].shape != shape or key not in LINEAR + SQUARED:
             raise ValueError(
-                f"base keeps {key!r} per entry, and how that moves with the bases is not known; known are "
-                f"{', '.join(LINEAR + SQUARED)}"
+                f"base keeps {key!r} per entry, row or column, and how that moves with the bases is not known; "
+                f"known are {', '.join(LINEAR + SQUARED)}"
             )
     return [(key, key in LINEAR) for key in keys]
 
