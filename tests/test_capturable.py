@@ -188,7 +188,8 @@ def test_a_whole_period_reads_nothing_and_stays_in_place(options, base, device_c
 
 
 @pytest.mark.parametrize(
-    ("device", "base"), [*(("host", base) for base in BASES), ("emulated", "nesterov"), ("emulated", "adamw")]
+    ("device", "base"),
+    [*(("host", base) for base in BASES), *(("emulated", base) for base in ("nesterov", "adamw", "muon"))],
 )
 def test_nothing_is_read_on_the_host(device, base, device_counters, monkeypatch):
     called = []
