@@ -1,6 +1,6 @@
 """Fine-tuning by `tdlrt.adapt` beside LoRA (peft): what a step costs, and how far it gets.
 
-    python bench/adapters.py [--rank 8] [--width 256] [--seeds 2] [--steps 60] [--no-quality] [--no-speed]
+    python bench/adapters.py [--rank 8] [--width 256] [--seeds 2] [--steps 200] [--no-quality] [--no-speed]
 
 Speed: one step of a transformer encoder (4 blocks, 8 sequences of 128 tokens), forward and backward pass and the
 optimiser's step apart, CPU time of one thread, in turns. "held MiB" is what parameters and optimiser state take, "step
@@ -132,7 +132,7 @@ def main(arguments=None):
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--no-speed", action="store_true")
     parser.add_argument("--no-quality", action="store_true")
     parser.add_argument("--save", action="store_true", help="write bench/results/adapters_PART.json")

@@ -6,9 +6,10 @@
     harness.save("mode_dot", rows)                          # bench/results/mode_dot.json
 
 Candidates take turns inside one process, so that a busy machine slows all of them alike: trust the ratios, not the
-times. Import this module before torch; it makes OpenMP threads sleep, not spin, while they wait, and malloc keep what
-is given back: else every candidate's results of some megabytes come from fresh pages, whose faults cost as much as the
-arithmetic, and whether they do depends on what else was allocated before.
+times. Import this module before torch; it makes OpenMP threads sleep, not spin, while they wait (GOMP_SPINCOUNT=300000
+in the environment makes them spin, as they do where nobody sets anything), and malloc keep what is given back: else
+every candidate's results of some megabytes come from fresh pages, whose faults cost as much as the arithmetic, and
+whether they do depends on what else was allocated before.
 """
 
 import contextlib
@@ -168,9 +169,10 @@ def _cpu_name():
 
 
 def save(name, rows, **extra):
-    """Writes rows, the machine and `extra` to bench/results/NAME.json and returns the path."""
+    """Writes rows, the machine and `extra` to bench/results/NAME.json and returns the path; where threads spin, to
+    NAME_spinning.json."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name}{'_spinning' if 'GOMP_SPINCOUNT' in os.environ else ''}.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine(), **extra, "rows": rows}, indent=1) + "\n")
     temporary.replace(path)
