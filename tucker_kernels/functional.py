@@ -225,8 +225,9 @@ def hosvd_truncate(
         Where a core is already close to HOSVD form, as after a small training step, a back end may skip the
         eigen-decomposition: the error stays within `tol`, and a rank may be one more than the smallest. With `ranks`
         given, only the subspaces matter, and in float32 one orthogonal iteration may replace the solve: the error is at
-        most that of the leading singular vectors of each mode, √Σ_i Σ_{j>r_i} σ_ij² / ‖C‖ (to 1e-4 of it), but the new
-        core need not be in HOSVD form (orthogonal slices of descending norm), and `error` may be off by 1 %.
+        most that of the leading singular vectors of each mode, √Σ_i Σ_{j>r_i} σ_ij² / ‖C‖ (to 1e-4 of it and rounding),
+        but the new core need not be in HOSVD form (orthogonal slices of descending norm), and `error` may be off by 1 %
+        of itself and rounding.
         Not differentiable.
 
     Source: De Lathauwer, De Moor & Vandewalle, "A multilinear singular value decomposition", 2000.
