@@ -168,11 +168,15 @@ def _cpu_name():
     return f"{name} (family {fields.get('cpu family')}, model {fields.get('model')})"
 
 
+def result_path(name):
+    """bench/results/NAME.json; where threads spin, NAME_spinning.json."""
+    return RESULTS / f"{name}{'_spinning' if 'GOMP_SPINCOUNT' in os.environ else ''}.json"
+
+
 def save(name, rows, **extra):
-    """Writes rows, the machine and `extra` to bench/results/NAME.json and returns the path; where threads spin, to
-    NAME_spinning.json."""
+    """Writes rows, the machine and `extra` to `result_path(name)`, which is returned."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{'_spinning' if 'GOMP_SPINCOUNT' in os.environ else ''}.json"
+    path = result_path(name)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"machine": machine(), **extra, "rows": rows}, indent=1) + "\n")
     temporary.replace(path)

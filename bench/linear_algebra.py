@@ -315,7 +315,7 @@ def main():
     for net, divisor, threads in itertools.product(options.nets, options.divisors, options.threads):
         rows += measure(net, divisor, threads, options)
     harness.print_table(rows, title="linear algebra of one TDLRT step")
-    path = harness.RESULTS / "linear_algebra.json"
+    path = harness.result_path("linear_algebra")
     if options.keep and path.exists():
         before = json.loads(path.read_text())
         made = {key: before["machine"][key] for key in ("commit", "date")}

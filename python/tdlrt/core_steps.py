@@ -15,7 +15,10 @@ from tdlrt.transport import by_dtype
 
 
 class CoreSteps:
-    """Goes before `torch.optim.Adam` or `AdamW` among the bases of a class that has `move`.
+    """Goes before `torch.optim.Adam` or `AdamW` among the bases of a class.
+
+    The class has `move(group, cores, gradients, states)`, which changes cores of one dtype by their descent directions
+    `gradients` and their states, whose first moments have these already.
 
     cores: {parameter that has the rule: its layer}.
     """
@@ -55,10 +58,6 @@ class CoreSteps:
         for state in states:
             state["step"] += 1
         self.move(group, cores, gradients, states)
-
-    def move(self, group, cores, gradients, states):
-        """Changes the cores by the descent directions `gradients` and the states, whose first moments have them."""
-        raise NotImplementedError
 
     def state_of(self, core, group):
         """The state of a core, with torch's keys; made where there is none yet."""

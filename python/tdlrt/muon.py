@@ -8,7 +8,7 @@ singular value becomes 1,
 with N and M the outputs and inputs of the dense weight, a convolution's window among the inputs (Jordan et al. 2024;
 the factor, by which learning rate and weight decay are those of AdamW, is of Liu et al., arXiv:2502.16982). Because the
 bases are orthonormal, that is the polar factor of the weight's momentum projected on them, however the weight is
-factorised. A direction that has just come in moves as far as all others, so it is not truncated before it has grown.
+factorised. A direction that has just come in moves as far as all others, so it is not the first to be truncated again.
 """
 
 import math
@@ -30,6 +30,8 @@ _ADAMW_SIZE = 0.2
 
 
 class Muon(CoreSteps, torch.optim.AdamW):
+    """Takes the arguments of AdamW; β₂, eps and amsgrad are for what is no core."""
+
     def move(self, group, cores, gradients, states):
         layers = [self.cores[core] for core in cores]
         ahead = torch._foreach_lerp(gradients, [state["exp_avg"] for state in states], group["betas"][0])
