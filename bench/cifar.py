@@ -18,14 +18,16 @@ import torch
 from tdlrt import data
 from tdlrt.models import Normalize
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 BATCH = 64
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
 MUON = {"base": "muon", "lr": 0.01, "weight_decay": 5e-4}
-# Where ranks start, as a fraction of every mode, and what TDLRT is told; None: plain SGD.
+# Where ranks start, as a fraction of every mode, and what TDLRT is told, or torch's SGD or Muon where it has no `tol`.
 ROWS = {
-    "dense": (None, None),
-    "n/4, factors by SGD": (0.25, None),
+    "dense": (None, SGD),
+    "dense, Muon": (None, MUON),
+    "n/4, factors by SGD": (0.25, SGD),
     "n/4": (0.25, {**SGD, "tol": None}),
     "n/4, Muon": (0.25, {**MUON, "tol": None}),
     "n/4, basis_every=4": (0.25, {**SGD, "tol": None, "basis_every": 4}),
@@ -65,6 +67,40 @@ def network(images):
     )
 
 
+class Unflatten(nn.Module):
+    """Parametrisation of a convolution's weight by its matrix, since torch's Muon takes no other parameters."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.shape = weight.shape
+
+    def forward(self, matrix):
+        return matrix.view(self.shape)
+
+    def right_inverse(self, weight):
+        return weight.flatten(1)
+
+
+def torch_muon(model, lr, weight_decay):
+    """Muon of the layers that `tuckerize` would replace, and AdamW of all else."""
+    inner = [found.layer for found in tdlrt.plan(model) if found.reason is None]
+    for layer in inner:
+        nn.utils.parametrize.register_parametrization(layer, "weight", Unflatten(layer.weight))
+    matrices = [layer.parametrizations.weight.original for layer in inner]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    shared = {"lr": lr, "weight_decay": weight_decay}
+    muon = torch.optim.Muon(matrices, **shared, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(rest, **shared)]
+
+
+def optimisers(model, options):
+    if "tol" in options:
+        return [tdlrt.TDLRT(model, **options)]
+    if options.get("base") == "muon":
+        return torch_muon(model, options["lr"], options["weight_decay"])
+    return [torch.optim.SGD(model.parameters(), **options)]
+
+
 def rate(done):
     """The learning rate after this part of the training, in [0, 1]; of the largest."""
     warm = 1 / 6
@@ -78,22 +114,21 @@ def run(row, images, epochs, seed):
     torch.manual_seed(seed)
     ranks, options = row
     model = network(images) if ranks is None else tdlrt.tuckerize(network(images), ranks=ranks)
-    if options is None:
-        optimizer = torch.optim.SGD(model.parameters(), **SGD)
-    else:
-        optimizer = tdlrt.TDLRT(model, **options)
-    used, step, steps, largest = 0.0, 0, epochs * images.steps_per_epoch(BATCH), optimizer.param_groups[0]["lr"]
+    steps = epochs * images.steps_per_epoch(BATCH)
+    steppers = optimisers(model, options)
+    schedules = [LambdaLR(own, lambda step: rate((step + 1) / steps)) for own in steppers]
+    used = 0.0
     for epoch in range(epochs):
         total = 0.0
         for x, y in images.batches(BATCH, seed, epoch, torch.float32):
             start = time.process_time()
-            for group in optimizer.param_groups:
-                group["lr"] = largest * rate((step + 1) / steps)
-            optimizer.zero_grad()
+            for own in steppers:
+                own.zero_grad()
             loss = nn.functional.cross_entropy(model(x), y)
             loss.backward()
-            optimizer.step()
-            used, step, total = used + time.process_time() - start, step + 1, total + loss.item()
+            for own in (*steppers, *schedules):
+                own.step()
+            used, total = used + time.process_time() - start, total + loss.item()
         saved = tdlrt.compression(model).factorised_compression
         mean = total / images.steps_per_epoch(BATCH)
         print(f"epoch {epoch + 1}: loss {mean:.3f}, compression {saved:.0%}, {used / 60:.1f} minutes", flush=True)
