@@ -1,4 +1,4 @@
-"""CIFAR-10 from random weights to the end: dense SGD and TDLRT with the same schedule.
+"""CIFAR-10 from random weights to the end: dense SGD and Muon, and TDLRT by both, with one schedule.
 
     python bench/cifar.py --data-dir DIR [--epochs 5] [--rows dense n/4 …] [--seed 0]
 
@@ -15,6 +15,7 @@ import time
 import harness
 import tdlrt
 import torch
+from encoder import muon_and_adamw
 from tdlrt import data
 from tdlrt.models import Normalize
 from torch import nn
@@ -22,19 +23,51 @@ from torch.optim.lr_scheduler import LambdaLR
 
 BATCH = 64
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
-MUON = {"base": "muon", "lr": 0.01, "weight_decay": 5e-4}
-# Where ranks start, as a fraction of every mode, and what TDLRT is told, or torch's SGD or Muon where it has no `tol`.
+MUON = {"lr": 0.01, "weight_decay": 5e-4}
+
+
+class Unflatten(nn.Module):
+    """Parametrisation of a convolution's weight by its matrix, since torch's Muon takes no other parameters."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.shape = weight.shape
+
+    def forward(self, matrix):
+        return matrix.view(self.shape)
+
+    def right_inverse(self, weight):
+        return weight.flatten(1)
+
+
+def by_sgd(model):
+    return [torch.optim.SGD(model.parameters(), **SGD)]
+
+
+def by_muon(model):
+    """Of the layers that `tuckerize` would replace; all else by AdamW."""
+    inner = [found.layer for found in tdlrt.plan(model) if found.reason is None]
+    for layer in inner:
+        nn.utils.parametrize.register_parametrization(layer, "weight", Unflatten(layer.weight))
+    return muon_and_adamw(model, {layer.parametrizations.weight.original for layer in inner}, **MUON)
+
+
+def by_tdlrt(**options):
+    return lambda model: [tdlrt.TDLRT(model, **options)]
+
+
+# Where ranks start, as a fraction of every mode, and (model) -> [optimiser, …].
 ROWS = {
-    "dense": (None, SGD),
-    "dense, Muon": (None, MUON),
-    "n/4, factors by SGD": (0.25, SGD),
-    "n/4": (0.25, {**SGD, "tol": None}),
-    "n/4, Muon": (0.25, {**MUON, "tol": None}),
-    "n/4, basis_every=4": (0.25, {**SGD, "tol": None, "basis_every": 4}),
-    "n/2, tol=0.1": (0.5, {**SGD, "tol": 0.1}),
-    "n/2, tol=0.1, Muon": (0.5, {**MUON, "tol": 0.1}),
-    "n/2, tol=0.05": (0.5, {**SGD, "tol": 0.05}),
-    "n/2, tol=0.1, basis_every=4": (0.5, {**SGD, "tol": 0.1, "basis_every": 4}),
+    "dense": (None, by_sgd),
+    "dense, Muon": (None, by_muon),
+    "n/4, factors by SGD": (0.25, by_sgd),
+    "n/4": (0.25, by_tdlrt(**SGD, tol=None)),
+    "n/4, Muon": (0.25, by_tdlrt(**MUON, base="muon", tol=None)),
+    "n/4, basis_every=4": (0.25, by_tdlrt(**SGD, tol=None, basis_every=4)),
+    "n/2, tol=0.1": (0.5, by_tdlrt(**SGD, tol=0.1)),
+    "n/2, tol=0.1, Muon": (0.5, by_tdlrt(**MUON, base="muon", tol=0.1)),
+    "n/2, tol=0.05": (0.5, by_tdlrt(**SGD, tol=0.05)),
+    "n/2, tol=0.1, basis_every=4": (0.5, by_tdlrt(**SGD, tol=0.1, basis_every=4)),
 }
 
 
@@ -67,40 +100,6 @@ def network(images):
     )
 
 
-class Unflatten(nn.Module):
-    """Parametrisation of a convolution's weight by its matrix, since torch's Muon takes no other parameters."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.shape = weight.shape
-
-    def forward(self, matrix):
-        return matrix.view(self.shape)
-
-    def right_inverse(self, weight):
-        return weight.flatten(1)
-
-
-def torch_muon(model, lr, weight_decay):
-    """Muon of the layers that `tuckerize` would replace, and AdamW of all else."""
-    inner = [found.layer for found in tdlrt.plan(model) if found.reason is None]
-    for layer in inner:
-        nn.utils.parametrize.register_parametrization(layer, "weight", Unflatten(layer.weight))
-    matrices = [layer.parametrizations.weight.original for layer in inner]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    shared = {"lr": lr, "weight_decay": weight_decay}
-    muon = torch.optim.Muon(matrices, **shared, momentum=0.9, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(rest, **shared)]
-
-
-def optimisers(model, options):
-    if "tol" in options:
-        return [tdlrt.TDLRT(model, **options)]
-    if options.get("base") == "muon":
-        return torch_muon(model, options["lr"], options["weight_decay"])
-    return [torch.optim.SGD(model.parameters(), **options)]
-
-
 def rate(done):
     """The learning rate after this part of the training, in [0, 1]; of the largest."""
     warm = 1 / 6
@@ -112,12 +111,11 @@ def rate(done):
 def run(row, images, epochs, seed):
     """(model, processor seconds of the steps) after the last epoch."""
     torch.manual_seed(seed)
-    ranks, options = row
+    ranks, optimisers = row
     model = network(images) if ranks is None else tdlrt.tuckerize(network(images), ranks=ranks)
     steps = epochs * images.steps_per_epoch(BATCH)
-    steppers = optimisers(model, options)
+    used, steppers = 0.0, optimisers(model)
     schedules = [LambdaLR(own, lambda step: rate((step + 1) / steps)) for own in steppers]
-    used = 0.0
     for epoch in range(epochs):
         total = 0.0
         for x, y in images.batches(BATCH, seed, epoch, torch.float32):

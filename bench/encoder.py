@@ -1,5 +1,5 @@
 """A transformer's block, a small encoder of it, scikit-learn's digits, and a table of how far methods get: what
-adapters.py, optimisers.py and transformer.py share.
+adapters.py, optimisers.py and transformer.py share; and torch's Muon beside AdamW, which cifar.py takes, too.
 """
 
 import statistics
@@ -53,16 +53,20 @@ def by_adamw(model, lr):
 
 
 def by_muon(model, lr):
-    """The model, and torch's Muon over the matrices of its blocks that are not frozen, AdamW over the rest.
+    """The model, and torch's Muon over the matrices of its blocks that are not frozen, AdamW over the rest."""
+    inner = {p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2}
+    return model, muon_and_adamw(model, inner, lr, weight_decay=0.0)
+
+
+def muon_and_adamw(model, inner, lr, weight_decay):
+    """torch's Muon over those of these matrices that are not frozen, AdamW over the rest.
 
     The rates are those that `base="muon"` has: a step of Muon is as long as one of AdamW.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    inner = {p for name, p in model.named_parameters() if "blocks." in name and p.ndim == 2}
-    muon = torch.optim.Muon(
-        [p for p in trained if p in inner], lr=lr, weight_decay=0.0, momentum=0.9, adjust_lr_fn="match_rms_adamw"
-    )
-    return model, [muon, torch.optim.AdamW([p for p in trained if p not in inner], lr=lr, weight_decay=0.0)]
+    shared = {"lr": lr, "weight_decay": weight_decay}
+    muon = torch.optim.Muon([p for p in trained if p in inner], **shared, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW([p for p in trained if p not in inner], **shared)]
 
 
 def digits():
